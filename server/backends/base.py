@@ -1,0 +1,86 @@
+"""The backend contract: a `Backend` loads a version folder into a `Session`; a `Session` runs batches of arrays.
+
+A backend never sees a request. To add one: a file beside this one with a class that has `name` and `load`, and a row
+in `backends/__init__.py`; `tests/server/backends/test_conformance.py` then runs over it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from protos.model_config import ModelConfig, ModelIO
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+
+class BackendError(Exception):
+    """A model that does not load or a run that fails: one line for the user, no traceback."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What an instance runs: one array per input; where the model batches, `rows` is their first dimension.
+
+    Shapes and dtypes are the model's own (after `reshape`). A session must not keep or change the arrays.
+    """
+
+    inputs: Arrays
+    rows: int
+    outputs: tuple[str, ...]
+    """The outputs that somebody asked for; a session may give more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where an instance runs: `cpu`, or `cuda` with its index."""
+
+    kind: str = "cpu"
+    index: int = 0
+
+    def __str__(self) -> str:
+        return "CPU" if self.kind == "cpu" else f"GPU {self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRequest:
+    """All that a backend gets to know."""
+
+    path: Path
+    """The model file (or folder), already checked against the card."""
+    config: ModelConfig
+    """As in the file, not yet auto-completed: `Session.io` is what completes it."""
+    devices: tuple[Device, ...]
+    """One per instance, in instance order; `run` is told the position."""
+    options: Mapping[str, str]
+    """`--backend-config=<backend>,<key>=<value>`."""
+
+
+class Session(Protocol):
+    """One loaded model, its weights shared by all instances of a device."""
+
+    @property
+    def io(self) -> ModelIO:
+        """Inputs and outputs as the model file declares them."""
+        ...
+
+    def run(self, instance: int, batch: Batch) -> Arrays:
+        """Run one batch; called from one thread per instance, several at once. Raises BackendError."""
+        ...
+
+    def close(self) -> None:
+        """Give back memory and devices; called once, after the last run."""
+        ...
+
+
+class Backend(Protocol):
+    name: str
+    """As in `config.pbtxt`'s `backend`."""
+
+    def load(self, request: LoadRequest) -> Session:
+        """Raises BackendError."""
+        ...
