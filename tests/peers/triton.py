@@ -1,0 +1,194 @@
+"""A real Triton beside ours: the published entries, unchanged, in both; the same requests, the same answers?
+
+    python -m tests.peers.triton [--repository model_repo]
+
+Triton comes from the wheel `nvidia-pytriton` (it carries the real tritonserver; Linux x86-64, glibc 2.35 or newer) and
+is kept in `.cache/triton` with an environment of its own. That wheel has no C++ onnxruntime backend, so a Python-based
+backend of the same name stands in for it (`onnxruntime_backend.py`): the configuration grammar, its validation, the
+batcher, the protocol and the status texts are Triton's own, the call into onnxruntime is not.
+Auto-completion is switched off in Triton: a `config.pbtxt` that lacks anything is refused there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException, triton_to_np_dtype
+
+from tests.children import ROOT, started_server
+
+CACHE = ROOT / ".cache" / "triton"
+WHEEL = "nvidia-pytriton==0.7.0"
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def prepare() -> Path:
+    """Download and unpack Triton, make its backends; returns the folder of the server."""
+    server = CACHE / "wheel" / "pytriton" / "tritonserver"
+    if (CACHE / "ready").exists():
+        return server
+    shutil.rmtree(CACHE, ignore_errors=True)
+    CACHE.mkdir(parents=True)
+    run = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    subprocess.run([*run, "download", "--no-deps", "-d", CACHE, WHEEL], check=True)
+    with zipfile.ZipFile(next(CACHE.glob("nvidia_pytriton*.whl"))) as wheel:
+        wheel.extractall(CACHE / "wheel")
+    subprocess.run([sys.executable, "-m", "venv", CACHE / "venv"], check=True)
+    pip = [CACHE / "venv" / "bin" / "python", "-m", "pip", "-q", "--disable-pip-version-check", "install"]
+    subprocess.run([*pip, "numpy<2", "onnxruntime"], check=True)
+    backends = CACHE / "backends"
+    shutil.copytree(server / "backends" / "python", backends / "python")
+    stub = server / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
+    shutil.copy(stub, backends / "python")
+    (backends / "onnxruntime").mkdir()
+    shutil.copy(Path(__file__).with_name("onnxruntime_backend.py"), backends / "onnxruntime" / "model.py")
+    for program in (server / "bin" / "tritonserver", backends / "python" / stub.name):
+        program.chmod(0o755)
+    (CACHE / "ready").touch()
+    return server
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+@contextmanager
+def started(command: list[str | Path], url: str, environment: dict[str, str]) -> Iterator[triton.InferenceServerClient]:
+    with (CACHE / f"{Path(command[0]).name}.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
+        client = triton.InferenceServerClient(url)
+        try:
+            for _ in range(600):
+                if process.poll() is not None:
+                    raise SystemExit(f"{command[0]} ended with status {process.returncode}, see {log.name}")
+                try:
+                    if client.is_server_ready():
+                        break
+                except InferenceServerException:
+                    pass
+                time.sleep(0.2)
+            yield client
+        finally:
+            client.close()
+            process.terminate()
+            process.wait(60)
+
+
+@contextmanager
+def real_triton(repository: Path, server: Path) -> Iterator[triton.InferenceServerClient]:
+    http, grpc, metrics = free_ports(3)
+    environment = os.environ | {
+        "LD_LIBRARY_PATH": f"{sysconfig.get_config_var('LIBDIR')}:{CACHE / 'wheel' / 'nvidia_pytriton.libs'}",
+        "PYTHONPATH": str(next((CACHE / "venv" / "lib").glob("python*")) / "site-packages"),
+        "PATH": f"{CACHE / 'venv' / 'bin'}:{os.environ['PATH']}",
+    }
+    command: list[str | Path] = [server / "bin" / "tritonserver", f"--model-repository={repository}"]
+    command += [f"--backend-directory={CACHE / 'backends'}", "--disable-auto-complete-config", "--exit-on-error=false"]
+    command += [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
+    command += ["--http-address=127.0.0.1", "--grpc-address=127.0.0.1"]
+    with started(command, f"127.0.0.1:{grpc}", environment) as client:
+        yield client
+
+
+def inputs_for(metadata: object, rows: int, length: int, seed: int) -> list[triton.InferInput]:
+    rng = np.random.default_rng(seed)
+    inputs = []
+    for tensor in metadata.inputs:  # type: ignore[attr-defined]
+        free = [length if d == -1 else d for d in tensor.shape]
+        shape = [rows, *free[1:]] if tensor.shape[0] == -1 else free
+        if tensor.datatype.startswith("INT"):
+            high = 2 if "mask" in tensor.name else 20000
+            array = rng.integers(1, high, shape).astype(tensor.datatype.lower())
+        else:
+            array = rng.standard_normal(shape).astype(np.float32)
+        item = triton.InferInput(tensor.name, shape, tensor.datatype)
+        item.set_data_from_numpy(array)
+        inputs.append(item)
+    return inputs
+
+
+def compare(name: str, left: triton.InferenceServerClient, right: triton.InferenceServerClient) -> list[str]:
+    """Differences between two servers for one model, in words."""
+    wrong = []
+    metadata = left.get_model_metadata(name)
+    for what in ("name", "versions", "platform", "inputs", "outputs"):
+        a, b = str(getattr(metadata, what)), str(getattr(right.get_model_metadata(name), what))
+        if a != b:
+            wrong.append(f"metadata.{what}: {a!r} against {b!r}")
+    for seed, (rows, length) in enumerate([(1, 16), (1, 128), (2, 40), (4, 7)]):
+        inputs = inputs_for(metadata, rows, length, seed)
+        answers = [client.infer(name, inputs, request_id=str(seed)) for client in (left, right)]
+        for tensor in metadata.outputs:
+            a, b = (answer.as_numpy(tensor.name) for answer in answers)
+            if a.dtype != b.dtype or a.shape != b.shape or not np.allclose(a, b, rtol=1e-4, atol=1e-5):
+                wrong.append(f"{tensor.name} of {rows} x {length}: largest difference {np.abs(a - b).max()}")
+    for bad in bad_requests(metadata):
+        texts = []
+        for client in (left, right):
+            try:
+                client.infer(name, bad, request_id="bad")
+                texts.append("accepted")
+            except InferenceServerException as error:
+                texts.append(f"{error.status()}: {error.message()}")
+        if texts[0] != texts[1]:
+            wrong.append(f"error text:\n    {texts[0]}\n    {texts[1]}")
+    return wrong
+
+
+def bad_requests(metadata: object) -> Iterator[list[triton.InferInput]]:
+    good = inputs_for(metadata, 1, 16, 0)
+    if len(good) > 1:
+        yield good[:1]
+    yield [*good, triton.InferInput("nobody", [1, 1], "FP32").set_data_from_numpy(np.ones((1, 1), np.float32))]
+    first = metadata.inputs[0]  # type: ignore[attr-defined]
+    wrong_type = triton.InferInput(first.name, [1, 16], "FP64")
+    yield [wrong_type.set_data_from_numpy(np.ones((1, 16))), *good[1:]]
+    dtype = triton_to_np_dtype(first.datatype)
+    wrong_rank = triton.InferInput(first.name, [1, 16, 1], first.datatype)
+    yield [wrong_rank.set_data_from_numpy(np.ones((1, 16, 1), dtype)), *good[1:]]
+    yield inputs_for(metadata, 1000, 2, 0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repository", type=Path, default=ROOT / "model_repo")
+    repository = parser.parse_args().repository.resolve()
+    server = prepare()
+    wrong = 0
+    with started_server(repository) as child, real_triton(repository, server) as right:
+        left = triton.InferenceServerClient(child.url)
+        print(f"Triton {right.get_server_metadata().version} and ours, repository {repository.name}")
+        for model in left.get_model_repository_index().models:
+            if not right.is_model_ready(model.name):
+                differences = ["Triton does not load it: see .cache/triton/tritonserver.log"]
+            else:
+                differences = compare(model.name, left, right)
+            wrong += len(differences)
+            verdict = (
+                f"{len(differences)} differences" if differences else "loads unchanged; metadata, answers, errors equal"
+            )
+            print(f"{model.name}: {verdict}")
+            for difference in differences:
+                print(f"  {difference}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
