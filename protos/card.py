@@ -16,7 +16,7 @@ FILENAME = "card.json"
 
 
 class CardError(ValueError):
-    """A card that cannot be read or does not match its files; one line naming file, what was found, what was expected."""
+    """A card that cannot be read or does not match its files: one line naming file, what was found and expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,5 +89,5 @@ def read(folder: Path) -> Card | None:
 
 
 def verify(card: Card, folder: Path) -> None:
-    """Compare every file's SHA-256 with the card. Raises CardError naming the first file missing, extra or different."""
+    """Compare every file's SHA-256 with the card. Raises CardError naming the first one missing, extra or different."""
     raise NotImplementedError

@@ -12,7 +12,7 @@ from protos.datatypes import Datatype
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the text is one line naming file or model, field, value and what is allowed."""
+    """A configuration that cannot be used: one line naming file or model, field, value and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)

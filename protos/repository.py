@@ -24,7 +24,7 @@ class RepositoryError(ValueError):
     """An entry that cannot be read or written; one line naming path, what was found and what is allowed."""
 
 
-class NotFound(RepositoryError):
+class NotFound(RepositoryError):  # noqa: N818 - named like the status it becomes
     """No entry of that name."""
 
 
