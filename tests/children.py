@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -12,7 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from tests.load.result import Run, read
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,13 +67,12 @@ def started_server(repository: Path, *flags: str) -> Iterator[ServerChild]:
             process.stdout.close()
 
 
-def load_test(*flags: str) -> dict[str, Any]:
-    """`python -m tests.load`, its JSON result."""
+def load_test(*flags: str) -> Run:
+    """`python -m tests.load`, its result."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         command = [sys.executable, "-m", "tests.load", *flags, "--json", str(result), "--no-progress"]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
         if done.returncode:
             raise RuntimeError(f"the load test failed with status {done.returncode}:\n{done.stdout}\n{done.stderr}")
-        loaded: dict[str, Any] = json.loads(result.read_text())
-        return loaded
+        return read(result)
