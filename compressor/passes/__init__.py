@@ -1,0 +1,11 @@
+"""The catalogue of passes: a recipe's `[[pass]]` names one of these."""
+
+from __future__ import annotations
+
+from compressor.passes.base import Pass
+from compressor.passes.export_onnx import ExportOnnx
+from compressor.passes.quantize_dynamic import QuantizeDynamic
+
+REGISTRY: dict[str, type[Pass]] = {
+    each.name: each for each in (ExportOnnx, QuantizeDynamic)
+}
