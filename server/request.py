@@ -74,3 +74,11 @@ class InferRequest:
     queued_ns: int = 0
     cancelled: bool = False
     on_done: OnDone | None = None
+
+Answers = list[tuple[InferRequest, Result]]
+"""Requests with their results, on the way to their `on_done`."""
+
+
+def prefixed(request: InferRequest, text: str) -> str:
+    """An error text that names its request, in Triton's form (core: src/infer_request.cc, LogRequest)."""
+    return f"[request id: {request.id or '<id_unknown>'}] {text}"

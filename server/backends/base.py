@@ -35,7 +35,7 @@ class Batch:
     """The outputs that somebody asked for; a session may give more."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Device:
     """Where an instance runs: `cpu`, or `cuda` with its index."""
 
@@ -58,6 +58,8 @@ class LoadRequest:
     """One per instance, in instance order; `run` is told the position."""
     options: Mapping[str, str]
     """`--backend-config=<backend>,<key>=<value>`."""
+    verified: bool = False
+    """Whether a card vouched for the file; one that nobody vouched for is first loaded in a child process."""
 
 
 class Session(Protocol):
@@ -80,6 +82,12 @@ class Session(Protocol):
 class Backend(Protocol):
     name: str
     """As in `config.pbtxt`'s `backend`."""
+    cpu_instances: int
+    """How many instances a CPU group has when its count is 0 (Triton: 2 for onnxruntime, else 1)."""
+
+    def gpus(self) -> tuple[int, ...]:
+        """Indices of the GPUs that this backend can use on this host; empty: none."""
+        ...
 
     def load(self, request: LoadRequest) -> Session:
         """Raises BackendError."""

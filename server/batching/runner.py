@@ -1,0 +1,147 @@
+"""Running one batch on a session: collate, run, split, and find the guilty request when the run fails.
+
+A batch that raises is halved and run again, breadth first, until the requests that make it fail stand alone; only
+they get the error. One guilty request among n costs at most 2·ceil(log2 n) extra runs. If that many extra runs and one
+more have been made without a single success, the model is taken to be broken and all that is left fails at once, so
+that a dead device is not asked 2n times. No other server that we read does this; they fail all batch-mates.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from server.backends.base import BackendError, Session
+from server.batching.collate import Collator
+from server.errors import Internal, ServerError
+from server.request import Answers, InferRequest, Result, prefixed
+from server.statistics import Clock, Statistics, Timing
+
+log = logging.getLogger("demiglace.server.model")
+
+Deliver = Callable[[Answers], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why a run gave no answers."""
+
+    text: str
+    final: bool = False
+    """Running again with fewer requests is no use."""
+
+
+def extra_runs_allowed(number: int) -> int:
+    """How many runs may follow a failed batch of `number` requests before one of them has to succeed."""
+    return 2 * (number - 1).bit_length() + 1
+
+
+class Runner:
+    """Shared by the instance threads of one model; holds nothing about single batches."""
+
+    def __init__(self, model: str, session: Session, collator: Collator, clock: Clock, statistics: Statistics) -> None:
+        self._model = model
+        self._session = session
+        self._collator = collator
+        self._clock = clock
+        self._statistics = statistics
+        self._reported: set[str] = set()
+
+    def run(self, instance: int, requests: Sequence[InferRequest], deliver: Deliver) -> None:
+        """Answer every one of `requests` through `deliver`, in one call or several; never raises."""
+        error = self._attempt(instance, requests, deliver)
+        if error is None:
+            return
+        if len(requests) == 1 or error.final:
+            self._fail(requests, error, deliver)
+        else:
+            self._search(instance, requests, error, deliver)
+
+    def _search(self, instance: int, requests: Sequence[InferRequest], error: _Failure, deliver: Deliver) -> None:
+        suspects = deque(_halves(requests))
+        allowed: int | None = extra_runs_allowed(len(requests))
+        runs = 0
+        while suspects:
+            part = suspects.popleft()
+            if allowed is not None and runs >= allowed:
+                self._fail(part, error, deliver)
+                continue
+            runs += 1
+            self._statistics.retried()
+            failure = self._attempt(instance, part, deliver)
+            if failure is None:
+                allowed = None
+            elif len(part) == 1 or failure.final:
+                self._fail(part, failure, deliver)
+            else:
+                error = failure
+                suspects.extend(_halves(part))
+
+    def _attempt(self, instance: int, requests: Sequence[InferRequest], deliver: Deliver) -> _Failure | None:
+        """Run once. Delivers and returns None if that went well."""
+        clock = self._clock
+        rows = 0
+        for request in requests:
+            rows += request.rows
+        start = clock()
+        try:
+            batch = self._collator.collate(requests, rows)
+            collated = clock()
+            arrays = self._session.run(instance, batch)
+            ran = clock()
+            outputs = self._collator.gather(arrays, batch.outputs, rows)
+            results = self._collator.answer(outputs, requests)
+        except Internal as error:
+            return _Failure(str(error), final=True)
+        except BackendError as error:
+            return _Failure(str(error))
+        except BaseException as error:  # noqa: BLE001  whatever user code raises, the instance thread has to live on
+            return _Failure(self._unexpected(error))
+        self._record(requests, results, rows, Timing(start, collated, ran, clock()))
+        deliver(list(zip(requests, results, strict=True)))
+        return None
+
+    def _record(self, requests: Sequence[InferRequest], results: list[Result], rows: int, timing: Timing) -> None:
+        errors = [(q, r) for q, r in zip(requests, results, strict=True) if isinstance(r, ServerError)]
+        if errors:
+            bad = {request for request, _ in errors}
+            for request, error in errors:
+                self._statistics.failed(request, error, timing.end_ns)
+            requests = [request for request in requests if request not in bad]
+        self._statistics.succeeded(requests, rows, timing)
+
+    def _fail(self, requests: Sequence[InferRequest], error: _Failure, deliver: Deliver) -> None:
+        self._report(error.text)
+        now = self._clock()
+        answers: Answers = []
+        for request in requests:
+            # One error object per request: exceptions are not to be shared between threads.
+            own = Internal(prefixed(request, error.text))
+            self._statistics.failed(request, own, now)
+            answers.append((request, own))
+        deliver(answers)
+
+    def _unexpected(self, error: BaseException) -> str:
+        """Log an exception that is no BackendError with its traceback, once per kind; return the text for clients."""
+        kind = f"{type(error).__module__}.{type(error).__qualname__}"
+        if self._first(kind):
+            log.error("model '%s': its backend raised %s (reported once)", self._model, kind, exc_info=error)
+        return f"model '{self._model}' failed with {type(error).__name__}"
+
+    def _report(self, text: str) -> None:
+        if self._first(text):
+            log.warning("model '%s': %s", self._model, text)
+
+    def _first(self, text: str) -> bool:
+        # Bounded: texts may carry values that clients choose.
+        if text in self._reported or len(self._reported) >= 100:
+            return False
+        self._reported.add(text)
+        return True
+
+
+def _halves(requests: Sequence[InferRequest]) -> tuple[Sequence[InferRequest], Sequence[InferRequest]]:
+    middle = len(requests) // 2
+    return requests[:middle], requests[middle:]
