@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from compressor.passes.base import Pass
 from compressor.passes.export_onnx import ExportOnnx
+from compressor.passes.optimize import Optimize
 from compressor.passes.quantize_dynamic import QuantizeDynamic
 
 REGISTRY: dict[str, type[Pass]] = {
-    each.name: each for each in (ExportOnnx, QuantizeDynamic)
+    each.name: each for each in (ExportOnnx, Optimize, QuantizeDynamic)
 }

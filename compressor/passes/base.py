@@ -1,4 +1,4 @@
-"""The pass contract, whole. A technique is one file in this folder: a frozen dataclass of its parameters that is a `Pass`.
+"""The pass contract, whole. A technique is one file here: a frozen dataclass of its parameters that is a `Pass`.
 
 The recipe's `[[pass]]` table names it by `name`; its other keys are the dataclass's fields, checked by their types
 and defaults (`recipe.py`), so a pass never parses anything. The runner (`pipeline.py`) does the rest in one place:

@@ -1,12 +1,9 @@
-"""torch → ONNX by the dynamo exporter, proven against the torch model on inputs of other sizes than it was traced with."""
+"""torch → ONNX by the dynamo exporter, proven against the torch model at other sizes than it was traced with."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-import io
-import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +18,7 @@ from compressor.artifact import Artifact, Axis, Kind
 from compressor.errors import PassError, RecipeError
 from compressor.passes import onnx_files, probe
 from compressor.passes.base import Context, Outcome
+from compressor.passes.quiet import quiet
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,7 @@ class ExportOnnx:
         feeds = probe.random_inputs(artifact.inputs, at, {}, np.random.default_rng(seed))
         args = _arguments(artifact, feeds, module)
         expected = _flatten(module(*args), artifact)
-        with _quiet():
+        with quiet():
             try:
                 program = torch.onnx.export(
                     module, args, dynamo=True, verbose=False, opset_version=self.opset,
@@ -99,15 +97,17 @@ class ExportOnnx:
         for variant in (0, 1, 2):
             at = probe.sizes(artifact.inputs, variant)
             feeds = probe.random_inputs(artifact.inputs, at, bounds, np.random.default_rng([seed, variant]))
-            expected = [value.detach().cpu() for value in _flatten(module(*_arguments(artifact, feeds, module)), artifact)]
+            answer = _flatten(module(*_arguments(artifact, feeds, module)), artifact)
             try:
                 got = run.run(names, {name: feeds[name] for name in _fed(run)})
             except Exception as error:  # noqa: BLE001  onnxruntime raises a class per status code
-                raise PassError(f"export_onnx: the exported model fails at sizes {at}: {probe.one_line(error)}") from None
-            found = probe.distance(names, [_array(value) for value in expected], got)
+                why = probe.one_line(error)
+                raise PassError(f"export_onnx: the exported model fails at sizes {at}: {why}") from None
+            found = probe.distance(names, [_array(value) for value in answer], got)
             if found.relative > self.tolerance:
-                raise PassError(f"export_onnx: output {found.output!r} differs from the torch model's by {found.relative:.2g} "
-                                f"of its largest magnitude at sizes {at}, allowed is {self.tolerance:g}")
+                raise PassError(f"export_onnx: output {found.output!r} differs from the torch model's by "
+                                f"{found.relative:.2g} of its largest magnitude at sizes {at}, allowed is "
+                                f"{self.tolerance:g}")
             worst = max(worst, found, key=lambda d: d.relative)
         return worst
 
@@ -128,6 +128,7 @@ def _fed(run: Any) -> list[str]:
 
 
 def _array(value: torch.Tensor) -> np.ndarray[Any, Any]:
+    value = value.detach().cpu()
     return value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
 
 
@@ -209,7 +210,8 @@ def _name_values(model: onnx_ir.Model, artifact: Artifact) -> None:
 
 
 def _save(model: onnx_ir.Model, path: Path) -> Path:
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    stored = [value.const_value for value in model.graph.initializers.values()]
+    weights = sum(tensor.nbytes for tensor in stored if tensor is not None)
     external = f"{path.name}.data" if weights > onnx_files.SINGLE_FILE_MAX else None
     onnx_ir.save(model, path, external_data=external)
     return path
@@ -226,16 +228,3 @@ def _evaluating(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
     finally:
         for part, flag in flags:
             part.training = flag
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter's warnings and prints speak to its developers; whether the result is right is checked afterwards."""
-    before = logging.root.manager.disable
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(before)

@@ -1,4 +1,4 @@
-"""What an ONNX model is made of, before a pass works on it: which forms of the wild it has, and which cannot be quantized."""
+"""What an ONNX model is made of, before a pass works on it, and which models cannot be quantized rightly."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Census:
 def census(model: onnx.ModelProto) -> Census:
     counts = {"int8": 0, "int8_bytes": 0, "floats": 0, "float_bytes": 0}
     for tensor in weights(model):
-        size = len(tensor.raw_data) or _elements(tensor) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        size = onnx_files.payload(tensor)
         if tensor.data_type in _INT8:
             counts["int8"] += 1
             counts["int8_bytes"] += size
@@ -56,13 +56,6 @@ def weights(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
         for node in graph.node:
             if node.op_type == "Constant":
                 yield from (a.t for a in node.attribute if a.name == "value" and len(a.t.dims) >= 2)
-
-
-def _elements(tensor: onnx.TensorProto) -> int:
-    count = 1
-    for dimension in tensor.dims:
-        count *= dimension
-    return count
 
 
 def nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
@@ -100,8 +93,8 @@ def refuse_half(model: onnx.ModelProto, technique: str) -> None:
     if found:
         total = sum(1 for t in weights(model) if t.data_type in _FLOATS)
         kind = onnx.TensorProto.DataType.Name(found[0].data_type).lower()
-        raise Refused(f"{technique}: {len(found)} of {total} weights are {kind} (first: {found[0].name!r}); the integer "
-                      "kernels take float32: export the model in float32")
+        raise Refused(f"{technique}: {len(found)} of {total} weights are {kind} (first: {found[0].name!r}); the "
+                      "integer kernels take float32: export the model in float32")
 
 
 def subgraph_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:

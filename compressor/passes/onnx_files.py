@@ -1,4 +1,4 @@
-"""ONNX files in and out: the only place where the passes parse or write one, and where a foreign file is proven harmless.
+"""ONNX files in and out: the only place where the passes parse or write one, and prove a foreign file harmless.
 
 A file is parsed without its external data first; every tensor of it (graph, subgraphs, functions, attributes, sparse
 parts) is looked at before one byte beside it is read. What is refused here: an external location that is not a plain
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -27,7 +27,7 @@ _EXTERNAL_KEYS = {"location", "offset", "length", "checksum", "basepath"}
 
 
 def read(path: Path) -> onnx.ModelProto:
-    """The model with all its weights in memory. Raises RecipeError (file, what is wrong) for what is not safe or whole."""
+    """The model with all its weights in memory. Raises RecipeError (file, reason) for what is not safe or whole."""
     model = read_structure(path)
     for tensor in tensors(model):
         if onnx.external_data_helper.uses_external_data(tensor):
@@ -54,7 +54,7 @@ def read_structure(path: Path) -> onnx.ModelProto:
 
 def write(model: onnx.ModelProto, path: Path) -> Path:
     """Write a model, its weights inside where they fit, else in one file `<name>.data` beside it."""
-    external = sum(_payload(tensor) for tensor in tensors(model)) > SINGLE_FILE_MAX
+    external = sum(payload(tensor) for tensor in tensors(model)) > SINGLE_FILE_MAX
     if external:
         onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
     else:
@@ -104,7 +104,7 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                         yield from _attribute_tensors(graph.node)
 
 
-def _attribute_tensors(nodes: Iterator[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
+def _attribute_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorProto]:
     for node in nodes:
         for attribute in node.attribute:
             if attribute.HasField("t"):
@@ -151,11 +151,12 @@ def _external_range(tensor: onnx.TensorProto, path: Path) -> tuple[Path, int, in
         raise RecipeError(f"{what}: {location} must be a regular file, not a link")
     offset, length = _number(keys, "offset", 0, what), _number(keys, "length", -1, what)
     if length < 0:
-        length = _payload(tensor)
+        length = payload(tensor)
     if offset + length > status.st_size:
-        raise RecipeError(f"{what}: bytes {offset} to {offset + length} lie outside {location} of {status.st_size} bytes")
-    if length != _payload(tensor):
-        raise RecipeError(f"{what}: {length} bytes, its shape and type need {_payload(tensor)}")
+        raise RecipeError(f"{what}: bytes {offset} to {offset + length} lie outside {location}, "
+                          f"which has {status.st_size}")
+    if length != payload(tensor):
+        raise RecipeError(f"{what}: {length} bytes, its shape and type need {payload(tensor)}")
     return file, offset, length
 
 
@@ -168,7 +169,7 @@ def _number(keys: dict[str, str], key: str, default: int, what: str) -> int:
     return int(text)
 
 
-def _payload(tensor: onnx.TensorProto) -> int:
+def payload(tensor: onnx.TensorProto) -> int:
     """Bytes that a tensor's shape and type need, in Python integers."""
     count = 1
     for dimension in tensor.dims:

@@ -89,7 +89,7 @@ def random_inputs(inputs: Iterable[Tensor], at: Mapping[str, int], bounds: Mappi
         if "mask" in tensor.name.lower() and len(shape) > 1:
             kept = generator.integers(1, shape[-1] + 1, size=(*shape[:-1], 1))
             kept[0] = shape[-1]
-            values = np.arange(shape[-1]) < kept
+            values: np.ndarray[Any, Any] = np.arange(shape[-1]) < kept
         elif tensor.datatype.name.startswith(("INT", "UINT")):
             values = generator.integers(0, max(1, bounds.get(tensor.name, 2)), size=shape)
         elif tensor.datatype.name == "BOOL":
@@ -112,7 +112,7 @@ class Distance:
 
 def distance(outputs: Sequence[str], expected: Sequence[np.ndarray[Any, Any]],
              got: Sequence[np.ndarray[Any, Any]]) -> Distance:
-    """The worst output. Raises PassError where shapes differ, or where one has NaN or infinities that the other has not."""
+    """The worst output. Raises PassError where shapes differ, or NaN and infinities are not in the same places."""
     worst = Distance(outputs[0] if outputs else "", 0.0, 0.0)
     for name, a, b in zip(outputs, expected, got, strict=True):
         if a.shape != b.shape:
@@ -121,7 +121,7 @@ def distance(outputs: Sequence[str], expected: Sequence[np.ndarray[Any, Any]],
             continue
         a, b = a.astype(np.float64), b.astype(np.float64)
         if not np.array_equal(np.isfinite(a), np.isfinite(b)):
-            raise PassError(f"output {name!r} has NaN or infinite values where the model before has none, or the reverse")
+            raise PassError(f"output {name!r} is NaN or infinite where the model before is not, or the reverse")
         finite = np.isfinite(a)
         if not finite.any():
             continue

@@ -7,9 +7,7 @@ Embeddings (Gather of a stored table) are quantized too, per table: in small mod
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,6 +20,7 @@ from compressor.artifact import Artifact, Kind
 from compressor.errors import PassError, Refused
 from compressor.passes import onnx_check, onnx_files, onnx_prepare, probe
 from compressor.passes.base import Context, Host, Outcome
+from compressor.passes.quiet import quiet
 
 OpType = Literal["MatMul", "Gemm", "Gather", "Attention", "LSTM", "Conv"]
 
@@ -49,8 +48,8 @@ class QuantizeDynamic:
             raise Refused("quantize_dynamic: weight_type uint8 is slow on x86 (6774 µs against 1654 µs with int8 and "
                           "5669 µs in float, 768×3072 at 128 rows); use int8, or `insist`")
         if "Conv" in self.op_types and not context.insist:
-            raise Refused("quantize_dynamic: dynamic convolutions (ConvInteger) are some ten times slower than float ones; "
-                          "use quantize_static for Conv, or `insist`")
+            raise Refused("quantize_dynamic: dynamic convolutions (ConvInteger) are some ten times slower than float "
+                          "ones; use quantize_static for Conv, or `insist`")
         model = onnx_files.read_structure(artifact.path)
         onnx_check.refuse_quantized(model, self.name)
         onnx_check.refuse_unknown(model, self.name)
@@ -68,12 +67,12 @@ class QuantizeDynamic:
         quantized = self._quantize(model, sorted(exclude | set(tiny) | set(unfit)), context.host, path)
         onnx_files.write(onnx_prepare.finish(quantized), path)
         context.progress(1, 1, "quantize")
-        return Outcome(artifact.became(path=path), {
-            **prepared, **effect(original, quantized, {"too small to pay": tiny, "attention bias, no int8 form": unfit}),
-        })
+        left = {"too small to pay": tiny, "attention bias, no int8 form": unfit}
+        return Outcome(artifact.became(path=path), {**prepared, **effect(original, quantized, left)})
 
     def ensures(self, before: Artifact, after: Artifact, context: Context) -> None:
-        assert before.path is not None and after.path is not None
+        assert before.path is not None
+        assert after.path is not None
         ensure_quantized(self.name, before.path, after.path)
 
     def _quantize(self, model: onnx.ModelProto, exclude: list[str], host: Host, path: Path) -> onnx.ModelProto:
@@ -101,12 +100,12 @@ def is_x86(host: Host) -> bool:
 
 
 def _unfit_attention(model: onnx.ModelProto) -> list[str]:
-    """Fused Attention nodes with an additive bias: QAttention has no such input, and the quantizer drops it in silence."""
+    """Attention nodes with an additive bias: QAttention has no such input, and the quantizer drops it in silence."""
     return [node.name for node in onnx_check.nodes(model)
             if node.op_type == "Attention" and node.domain == "com.microsoft" and any(node.input[5:])]
 
 
-def effect(original: onnx.ModelProto, quantized: onnx.ModelProto, left: dict[str, Sequence[str]]) -> dict[str, Any]:
+def effect(original: onnx.ModelProto, quantized: onnx.ModelProto, left: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """The counts that a quantization pass tells: what became int8, what stayed in float and why."""
     before, after = onnx_check.census(original), onnx_check.census(quantized)
     told: dict[str, Any] = {
@@ -128,20 +127,9 @@ def ensure_quantized(technique: str, before: Path, after: Path) -> None:
     if result.int8 <= counted.int8:
         found = onnx_check.operators(old)
         shown = ", ".join(f"{count} {name}" for name, count in sorted(found.items(), key=lambda item: -item[1])[:6])
-        raise Refused(f"{technique}: nothing to quantize: none of the {counted.floats} stored weights feeds a node that "
-                      f"is quantized (the model has {shown})")
+        raise Refused(f"{technique}: nothing to quantize: none of the {counted.floats} stored weights feeds a node "
+                      f"that is quantized (the model has {shown})")
     if result.int8_bytes + result.float_bytes >= counted.int8_bytes + counted.float_bytes:
         raise PassError(f"{technique}: {result.int8_bytes + result.float_bytes} bytes of weights after, "
                         f"{counted.int8_bytes + counted.float_bytes} before")
     probe.session(after)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """onnxruntime's quantizer logs on the root logger what concerns its developers; what matters is counted instead."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
