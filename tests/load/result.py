@@ -18,8 +18,10 @@ One object per run; times are in milliseconds unless the name ends in `_s`; a va
            "lag": {as latency} | null,
            "client": {"cores_used": 0.4, "share": 0.2}, "client_limited": "reason" | null}]}]}
 
-`throughput` is answers without an error per second, `inferences` is that times the batch size. `lag` (open loop only) is
-how late the sender was against its own schedule; latency is counted from the schedule, so it holds the lag already.
+`throughput` is answers without an error per second within `duration_s`, `inferences` is that times the batch size.
+`requests` are those that were sent (or due) in that time, whenever they were answered: the two counts differ by no
+more than what was in flight at both ends. `lag` (open loop only) is how late the sender was against its own schedule;
+latency is counted from the schedule, so it holds the lag already.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ class Level:
     request_rate: float | None
     batch: int
     requests: int
-    """Requests answered in the measurement, with or without an error."""
+    """Requests sent, or due by the schedule, within the measurement; each was answered, with or without an error."""
     succeeded: int
     errors: Mapping[str, int]
     """Count by `STATUS: text`."""
