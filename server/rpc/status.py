@@ -1,0 +1,50 @@
+"""The one table from the server's errors to gRPC's status codes (as Triton's: server/src/grpc/grpc_utils.cc)."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from server import errors
+from server.errors import ServerError
+
+
+class Code(IntEnum):
+    """gRPC's numbers, named here so that a transport without grpcio can use them."""
+
+    OK = 0
+    CANCELLED = 1
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    RESOURCE_EXHAUSTED = 8
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+
+
+CODES: dict[type[ServerError], Code] = {
+    errors.InvalidRequest: Code.INVALID_ARGUMENT,
+    errors.NotFound: Code.NOT_FOUND,
+    errors.Unavailable: Code.UNAVAILABLE,
+    errors.AlreadyExists: Code.ALREADY_EXISTS,
+    errors.Unsupported: Code.UNIMPLEMENTED,
+    errors.Cancelled: Code.CANCELLED,
+    errors.DeadlineExceeded: Code.DEADLINE_EXCEEDED,
+    errors.ResourceExhausted: Code.RESOURCE_EXHAUSTED,
+    errors.Internal: Code.INTERNAL,
+}
+
+TEXT_LIMIT = 4096
+"""Characters of a status text: it travels in a header, and clients limit those (grpcio: 8 KiB)."""
+
+
+def code_of(error: ServerError) -> Code:
+    """The code of the nearest class in the table."""
+    return next(CODES[cls] for cls in type(error).__mro__ if cls in CODES)
+
+
+def text_of(error: ServerError) -> str:
+    """The error's own text; one that echoes something large is cut."""
+    text = str(error)
+    return text if len(text) <= TEXT_LIMIT else f"{text[:TEXT_LIMIT]}… ({len(text)} characters)"
