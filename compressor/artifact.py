@@ -44,6 +44,8 @@ class Artifact:
     """Exactly one of `module` and `path` is set, as `kind` says.
 
     `path` is a whole ONNX model that the next pass may read but not change: each pass writes a file of its own.
+    `module` is called with its inputs in the order of `inputs`, by position, and gives one tensor, or a tuple in the
+    order of `outputs`; it is in eval mode, on the CPU.
     """
 
     kind: Kind

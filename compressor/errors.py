@@ -1,10 +1,10 @@
 """What can go wrong with a job.
 
-    JobError               base; the text is one line for the user
-    ├── RecipeError        the user's input: recipe, data, model file. Exit status 2.
-    ├── PassError          a pass failed or broke its contract. Exit status 1.
-    ├── Refused            the technique is known not to pay, or not to be right, here. Exit status 3.
-    └── OverBudget         the result breaks the budget; nothing was published. Exit status 4.
+JobError               base; the text is one line for the user
+├── RecipeError        the user's input: recipe, data, model file. Exit status 2.
+├── PassError          a pass failed or broke its contract. Exit status 1.
+├── Refused            the technique is known not to pay, or not to be right, here. Exit status 3.
+└── OverBudget         the result breaks the budget; nothing was published. Exit status 4.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class PassError(JobError):
     exit_status = 1
 
 
-class Refused(JobError):
+class Refused(JobError):  # noqa: N818  named for what happened, as the log says it
     exit_status = 3
 
 
-class OverBudget(JobError):
+class OverBudget(JobError):  # noqa: N818
     exit_status = 4
