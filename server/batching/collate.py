@@ -134,6 +134,9 @@ class Collator:
 
     def _to_client(self, array: Array, spec: TensorSpec) -> Array:
         assert spec.reshape is not None
+        if not spec.reshape and not self._batched and array.ndim:
+            # onnxruntime shows an output of unknown rank as rank 0, and auto-completion believes it
+            return array
         lead = 1 if self._batched and not spec.is_shape_tensor else 0
         try:
             return array.reshape(*array.shape[:lead], *reshaped(array.shape[lead:], spec.reshape, spec.dims))
