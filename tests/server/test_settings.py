@@ -52,8 +52,8 @@ def test_repeatable_flags_keep_their_order() -> None:
 
 
 def test_a_backend_s_own_setting_wins_over_the_one_for_all() -> None:
-    settings = settings_of("--backend-config", "default-max-batch-size=8", "--backend-config",
-                           "onnxruntime,default-max-batch-size=16", "--backend-config", "onnxruntime,a=b=c")  # fmt: skip
+    flags = ("default-max-batch-size=8", "onnxruntime,default-max-batch-size=16", "onnxruntime,a=b=c")
+    settings = settings_of(*(f"--backend-config={flag}" for flag in flags))
     assert settings.default_max_batch_size("onnxruntime") == 16
     assert settings.default_max_batch_size("fake") == 8
     assert settings.backend_options("onnxruntime")["a"] == "b=c"

@@ -105,12 +105,13 @@ def test_raw_numbers_are_not_copied_once_more() -> None:
 @pytest.mark.parametrize("datatype", DATATYPES, ids=lambda d: d.name)
 def test_an_answer_reads_the_same_with_the_stock_client(datatype: Datatype, data: st.DataObject) -> None:
     array = data.draw(arrays(datatype).filter(lambda a: a.size > 0))
-    body = codec.encode("m", 3, "id", Response((Tensor("y", datatype, array),), {"n": 1, "f": 0.5, "b": True, "s": "t"}))
+    response = Response((Tensor("y", datatype, array),), {"n": 1, "f": 0.5, "b": True, "s": "t"})
+    body = codec.encode("m", 3, "id", response)
     result = triton.InferResult(triton.service_pb2.ModelInferResponse.FromString(body))
-    response = result.get_response()
-    assert (response.model_name, response.model_version, response.id) == ("m", "3", "id")
-    assert response.parameters["b"].bool_param
-    assert response.parameters["n"].int64_param == 1
+    message = result.get_response()
+    assert (message.model_name, message.model_version, message.id) == ("m", "3", "id")
+    assert message.parameters["b"].bool_param
+    assert message.parameters["n"].int64_param == 1
     if datatype.name != "BF16":  # which the client gives as float32
         found = result.as_numpy("y")
         assert found is not None
@@ -196,8 +197,10 @@ def test_bytes_that_do_not_fit_leave_names_types_and_shapes_for_the_model_s_own_
     [
         ("sequence_id", {"bool_param": True},
          "invalid value type for 'sequence_id' parameter, expected int64_param or string_param."),
-        ("sequence_start", {"int64_param": 1}, "invalid value type for 'sequence_start' parameter, expected bool_param."),
-        ("sequence_end", {"string_param": "x"}, "invalid value type for 'sequence_end' parameter, expected bool_param."),
+        ("sequence_start", {"int64_param": 1},
+         "invalid value type for 'sequence_start' parameter, expected bool_param."),
+        ("sequence_end", {"string_param": "x"},
+         "invalid value type for 'sequence_end' parameter, expected bool_param."),
         ("priority", {"int64_param": -1}, "invalid value for 'priority', expected value >= 0."),
         ("priority", {"string_param": "1"},
          "invalid value type for 'priority' parameter, expected int64_param or uint64_param."),
@@ -217,9 +220,11 @@ def test_a_parameter_of_the_wrong_kind_gets_triton_s_text(key: str, value: dict[
 
 def test_reserved_parameters_steer_the_scheduler_and_the_others_are_the_client_s() -> None:
     message = request_of("FP32", (1,), bytes(4))
-    for key, value in {"priority": {"uint64_param": 2}, "timeout": {"int64_param": 50}, "sequence_id": {"int64_param": 9},
-                       "a": {"double_param": 0.5}, "b": {"string_param": "t"}}.items():  # fmt: skip
-        message.parameters[key].CopyFrom(service.InferParameter(**value))
+    message.parameters["priority"].uint64_param = 2
+    message.parameters["timeout"].int64_param = 50
+    message.parameters["sequence_id"].int64_param = 9
+    message.parameters["a"].double_param = 0.5
+    message.parameters["b"].string_param = "t"
     request = decode(message)
     assert (request.priority, request.timeout_us) == (2, 50)
     assert request.parameters == {"a": 0.5, "b": "t"}
@@ -270,6 +275,8 @@ def test_whatever_comes_is_decoded_or_refused(raw: bytes, shape: list[int], data
     try:
         request = decode(message)
     except InvalidRequest as error:
-        assert "\n" not in str(error)
+        text = str(error)
     else:
+        text = ""
         assert request.inputs[0].array.shape == tuple(shape)
+    assert text.isprintable()

@@ -1,0 +1,170 @@
+"""The server's life: start in order, say what is loaded, serve, drain, end.
+
+gRPC listens before models load, so that liveness can be asked meanwhile; readiness says when they are there.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+from server.catalog import Catalog
+from server.loading import EntryLoader
+from server.logs import log
+from server.metrics import MetricsServer
+from server.model import Model
+from server.rpc.grpcio import GrpcServer
+from server.rpc.service import Service
+from server.settings import Settings
+from server.states import Row, State
+
+FAILED_TO_LOAD = 1
+STOPPED_AT_ONCE = 1
+CUT_OFF = 1
+"""Exit statuses; 2 is a wrong command line (`settings.py`)."""
+
+
+class Server:
+    """Everything that one process serves with. Owner of all its parts; `start` and `stop` are called once."""
+
+    def __init__(self, settings: Settings, out: TextIO | None = None, clock: Callable[[], int] = time.monotonic_ns):
+        self._settings = settings
+        self._out = out or sys.stdout
+        self.catalog = Catalog(
+            settings.repositories,
+            EntryLoader(settings, clock),
+            mode=settings.model_control_mode,
+            strict=settings.strict_readiness,
+            threads=settings.model_load_thread_count,
+            drain_secs=settings.exit_timeout_secs,
+        )
+        self._service = Service(self.catalog, settings.id, clock)
+        self._grpc = GrpcServer(
+            self._service,
+            clock,
+            max_message=settings.grpc_max_message_size,
+            compression=settings.grpc_allow_compression,
+        )
+        self._metrics = MetricsServer(self.catalog.models)
+        self._ended = threading.Event()
+        self._poller = threading.Thread(target=self._poll, name="poll", daemon=True)
+        self.grpc_port = self.metrics_port = 0
+
+    def start(self) -> Mapping[str, str]:
+        """Listen, then load; returns the entries that did not load, with reasons. Raises OSError for a port."""
+        settings = self._settings
+        if settings.allow_grpc:
+            self.grpc_port = self._grpc.start(settings.grpc_address, settings.grpc_port)
+            self.catalog.changed = self._grpc.refresh
+            self._say(f"gRPC listening on {settings.grpc_address}:{self.grpc_port}")
+        if settings.allow_metrics:
+            self.metrics_port = self._metrics.start(settings.metrics_address, settings.metrics_port)
+            self._say(f"metrics listening on {settings.metrics_address}:{self.metrics_port}")
+        failed = self.catalog.start(settings.load_models)
+        if settings.model_control_mode == "poll":
+            self._poller.start()
+        return failed
+
+    def show(self, failed: Mapping[str, str]) -> None:
+        """What is served, as a table, and the line that says so."""
+        rows = self.catalog.index()
+        models = {(model.name, str(model.version)): model for model in self.catalog.models()}
+        _table(self._out, [(row, models.get((row.name, row.version))) for row in rows if row.state])
+        for reason in failed.values():
+            self._say(f"not loaded: {reason}")
+        self._say(f"ready: {len(models)} model versions, {len(failed)} entries not loaded")
+        log.info("ready", models=len(models), failed=len(failed))
+
+    def stop(self) -> bool:
+        """Refuse new requests, finish the accepted ones; False if the exit timeout cut some off."""
+        self._ended.set()
+        left = self._settings.exit_timeout_secs
+        began = time.monotonic()
+        log.info("draining", timeout=left)
+        drained = True
+        if self.grpc_port:
+            drained = self._grpc.drain(left)
+            # the listener goes first: what arrives from here on is refused by the transport
+            self._grpc.stop()
+        if self.metrics_port:
+            self._metrics.stop()
+        self.catalog.stop(max(0.0, left - (time.monotonic() - began)) if drained else 0)
+        log.info("stopped", drained=drained)
+        return drained
+
+    def _poll(self) -> None:
+        while not self._ended.wait(self._settings.repository_poll_secs):
+            try:
+                self.catalog.poll()
+            except OSError as error:  # a folder that is away for a while must not end the polling
+                log.warning("repository cannot be read", reason=error)
+
+    def _say(self, line: str) -> None:
+        print(line, file=self._out, flush=True)
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; a second one ends at once. Returns the exit status."""
+    asked = threading.Event()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            os._exit(STOPPED_AT_ONCE)
+        asked.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    server = Server(settings)
+    try:
+        failed = server.start()
+    except OSError as error:
+        print(f"demiglace serve: {error}", file=sys.stderr)
+        return 2
+    if failed and settings.exit_on_error and not asked.is_set():
+        for reason in failed.values():
+            print(f"demiglace serve: {reason}", file=sys.stderr)
+        print("demiglace serve: ending because of --exit-on-error; false serves the other models", file=sys.stderr)
+        server.stop()
+        return FAILED_TO_LOAD
+    if not asked.is_set():
+        server.show(failed)
+    asked.wait()
+    return 0 if server.stop() else CUT_OFF
+
+
+_COLUMNS = ("model", "version", "state", "device", "instances × threads", "batch")
+
+
+def _table(out: TextIO, rows: list[tuple[Row, Model | None]]) -> None:
+    """With a terminal a drawn table, else a plain line per version."""
+    cells = [_cells(row, model) for row, model in rows]
+    if not out.isatty():
+        for line in cells:
+            print("  ".join(f"{name}={cell}" for name, cell in zip(_COLUMNS, line, strict=True)), file=out)
+        return
+    table = Table(*_COLUMNS)
+    for line in cells:
+        table.add_row(*line, style="" if line[2] == State.READY.value else "red")
+    Console(file=out).print(table)
+
+
+def _cells(row: Row, model: Model | None) -> tuple[str, ...]:
+    if model is None:
+        return (row.name, row.version or "-", row.state, "-", "-", "-")
+    devices = ", ".join(dict.fromkeys(str(device) for device in model.instances))
+    config = model.config
+    batch = f"1-{config.max_batch_size}" if config.max_batch_size > 0 else "no"
+    preferred = config.dynamic_batching.preferred_batch_size if config.dynamic_batching else ()
+    if preferred:
+        batch += f" (preferred {', '.join(map(str, preferred))})"
+    threads = config.parameters.get("intra_op_thread_count", "auto")
+    return (row.name, row.version, row.state, devices, f"{len(model.instances)} × {threads}", batch)

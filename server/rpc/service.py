@@ -1,0 +1,257 @@
+"""The handlers of `inference.GRPCInferenceService`. They know no transport: bytes in, bytes out, and a small `Call`.
+
+A transport walks `Service.routes`; what it must do for each kind of route stands with the kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version as library_version
+from typing import Protocol, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from protos.wire import METHODS, service
+from server.catalog import Catalog
+from server.errors import InvalidRequest, ServerError, Unavailable, Unsupported
+from server.logs import log
+from server.model import Model
+from server.request import InferRequest, Result
+from server.rpc import codec, describe
+from server.validate import Validator
+
+M = TypeVar("M", bound=Message)
+
+SHUTTING_DOWN = "GRPC server is shutting down and has stopped accepting new requests."
+EXTENSIONS = (
+    "classification", "model_repository", "schedule_policy", "model_configuration", "binary_tensor_data", "parameters",
+    "statistics",
+)  # fmt: skip
+"""Of Triton's list, the ones that work here."""
+
+
+class Call(Protocol):
+    """What a handler may know of the inference call that it answers."""
+
+    @property
+    def deadline_ns(self) -> int | None:
+        """The client's deadline on the server's clock."""
+        ...
+
+    def complete(self, answer: Callable[[], bytes]) -> None:
+        """End the call with what `answer` returns or the ServerError it raises; once, from any thread.
+
+        The transport calls `answer` in its own thread, so that an instance thread is free for its next batch.
+        """
+        ...
+
+    def on_cancel(self, action: Callable[[], None]) -> None:
+        """`action` is called, from any thread, when the client goes away before the call has been completed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Quick:
+    """Answers at once from memory: may run on an event loop."""
+
+    run: Callable[[bytes], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Slow:
+    """Reads disks or waits for loads: must run in a thread that may wait."""
+
+    run: Callable[[bytes], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Infer:
+    """Takes the call, returns at once and completes it later; needs long only to decode a large body."""
+
+    run: Callable[[bytes, Call], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An RPC of the protocol that this server does not have, unary or stream alike."""
+
+    error: Unsupported
+
+
+Route = Quick | Slow | Infer | Refused
+
+
+class Service:
+    """One object behind all transports. `draining` is set once, when the server begins to shut down."""
+
+    def __init__(self, catalog: Catalog, server_id: str, clock: Callable[[], int]) -> None:
+        self._catalog = catalog
+        self._id = server_id
+        self._clock = clock
+        self.draining = False
+
+    def routes(self) -> dict[str, Route]:
+        """Every RPC of the protocol by its path."""
+        known: dict[str, Route] = {
+            "ServerLive": Quick(self._server_live),
+            "ServerReady": Quick(self._server_ready),
+            "ServerMetadata": Quick(self._server_metadata),
+            "ModelReady": Quick(self._model_ready),
+            "ModelMetadata": Quick(self._model_metadata),
+            "ModelConfig": Quick(self._model_config),
+            "ModelStatistics": Quick(self._model_statistics),
+            "ModelInfer": Infer(self._infer),
+            "RepositoryIndex": Slow(self._repository_index),
+            "RepositoryModelLoad": Slow(self._load),
+            "RepositoryModelUnload": Slow(self._unload),
+        }
+        missing = {name: Refused(Unsupported(f"{name} is not supported by this server")) for name in METHODS}
+        return {method.path: (missing | known)[name] for name, method in METHODS.items()}
+
+    @property
+    def ready(self) -> bool:
+        return not self.draining and self._catalog.ready
+
+    # --- the server ---
+
+    def _server_live(self, body: bytes) -> bytes:
+        _parse(service.ServerLiveRequest, body)
+        return service.ServerLiveResponse(live=True).SerializeToString()
+
+    def _server_ready(self, body: bytes) -> bytes:
+        _parse(service.ServerReadyRequest, body)
+        return service.ServerReadyResponse(ready=self.ready).SerializeToString()
+
+    def _server_metadata(self, body: bytes) -> bytes:
+        _parse(service.ServerMetadataRequest, body)
+        return service.ServerMetadataResponse(
+            name=self._id, version=library_version("demiglace"), extensions=EXTENSIONS
+        ).SerializeToString()
+
+    # --- models ---
+
+    def _model_ready(self, body: bytes) -> bytes:
+        request = _parse(service.ModelReadyRequest, body)
+        ready = not self.draining and self._catalog.is_ready(request.name, request.version)
+        return service.ModelReadyResponse(ready=ready).SerializeToString()
+
+    def _model_metadata(self, body: bytes) -> bytes:
+        request = _parse(service.ModelMetadataRequest, body)
+        model = self._catalog.model(request.name, request.version)
+        return describe.metadata(model, self._catalog.versions(request.name)).SerializeToString()
+
+    def _model_config(self, body: bytes) -> bytes:
+        request = _parse(service.ModelConfigRequest, body)
+        return describe.config(self._catalog.model(request.name, request.version)).SerializeToString()
+
+    def _model_statistics(self, body: bytes) -> bytes:
+        """Of one version, all versions of a name, or everything."""
+        request = _parse(service.ModelStatisticsRequest, body)
+        if not request.name:
+            models = self._catalog.models()
+        elif request.version:
+            models = (self._catalog.model(request.name, request.version),)
+        else:
+            self._catalog.model(request.name)  # raises where there is none
+            models = tuple(model for model in self._catalog.models() if model.name == request.name)
+        return describe.statistics(models).SerializeToString()
+
+    # --- the repository ---
+
+    def _repository_index(self, body: bytes) -> bytes:
+        request = _parse(service.RepositoryIndexRequest, body)
+        _no_repository_name(request.repository_name)
+        return describe.index(self._catalog.index(request.ready)).SerializeToString()
+
+    def _load(self, body: bytes) -> bytes:
+        request = _parse(service.RepositoryModelLoadRequest, body)
+        _no_repository_name(request.repository_name)
+        config = None
+        for key, value in request.parameters.items():
+            if key.startswith("file:"):
+                raise Unsupported("load parameter 'file:<path>' is not supported: this server takes no uploads")
+            if key != "config":
+                raise InvalidRequest(f"unrecognized load parameter '{key}'.")
+            config = _parameter(value, "load", key, "string_param")
+        self._catalog.load(request.model_name, config)
+        return service.RepositoryModelLoadResponse().SerializeToString()
+
+    def _unload(self, body: bytes) -> bytes:
+        request = _parse(service.RepositoryModelUnloadRequest, body)
+        _no_repository_name(request.repository_name)
+        for key, value in request.parameters.items():
+            if key != "unload_dependents":
+                raise InvalidRequest(f"unrecognized unload parameter '{key}'.")
+            _parameter(value, "unload", key, "bool_param")  # no model here depends on another
+        self._catalog.unload(request.model_name)
+        return service.RepositoryModelUnloadResponse().SerializeToString()
+
+    # --- inference ---
+
+    def _infer(self, body: bytes, call: Call) -> None:
+        try:
+            if self.draining:
+                raise Unavailable(SHUTTING_DOWN)
+            arrived = self._clock()
+            message = _parse(service.ModelInferRequest, body)
+            model = self._catalog.model(message.model_name, message.model_version)
+            request = _decoded(message, model)
+        except ServerError as error:
+            call.complete(partial(_raise, error))
+            return
+        request.arrived_ns = arrived
+        request.deadline_ns = call.deadline_ns
+        self._submit(request, message.model_version, model, call)
+
+    def _submit(self, request: InferRequest, version: str, model: Model, call: Call, again: bool = True) -> None:
+        def on_done(request: InferRequest, result: Result) -> None:
+            if isinstance(result, Unavailable) and again and self._replaced(request.model, version, model):
+                # a reload closed the model between the look-up and the push; the client must not notice
+                self._submit(request, version, self._catalog.model(request.model, version), call, again=False)
+            elif isinstance(result, ServerError):
+                if log.is_verbose:
+                    log.verbose("request failed", model=request.model, id=request.id, error=result)
+                call.complete(partial(_raise, result))
+            else:
+                call.complete(partial(codec.encode, model.name, model.version, request.id, result))
+
+        call.on_cancel(partial(model.cancel, request))
+        model.submit(request, on_done)
+
+    def _replaced(self, name: str, version: str, model: Model) -> bool:
+        return self._catalog.is_ready(name, version) and self._catalog.model(name, version) is not model
+
+
+def _decoded(message: service.ModelInferRequest, model: Model) -> InferRequest:
+    try:
+        return codec.decode(message, model.config)
+    except codec.DataError as error:
+        Validator(model.name, model.config).check(error.declared)
+        raise
+
+
+def _raise(error: ServerError) -> bytes:
+    raise error
+
+
+def _parse(cls: type[M], body: bytes) -> M:
+    try:
+        return cls.FromString(body)
+    except (DecodeError, UnicodeDecodeError):
+        raise InvalidRequest(f"request is not a valid {cls.DESCRIPTOR.full_name} message") from None
+
+
+def _no_repository_name(name: str) -> None:
+    if name:
+        raise Unsupported("'repository_name' specification is not supported")
+
+
+def _parameter(value: service.ModelRepositoryParameter, verb: str, key: str, expected: str) -> str:
+    if value.WhichOneof("parameter_choice") != expected:
+        raise InvalidRequest(f"invalid value type for {verb} parameter '{key}', expected {expected}.")
+    return str(getattr(value, expected))
+
+
+Handlers = Mapping[str, Route]
