@@ -6,13 +6,17 @@ and the SHA-256 of every file that it speaks of. Schema version 1.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 SCHEMA = "demiglace.card/1"
 FILENAME = "card.json"
+MAX_BYTES = 16 << 20
+"""A card is some kilobytes; more is not one."""
 
 
 class CardError(ValueError):
@@ -80,14 +84,108 @@ class Card:
 
 def write(card: Card, folder: Path) -> Path:
     """Write `card.json` into a (still staged) version folder."""
-    raise NotImplementedError
+    path = folder / FILENAME
+    path.write_text(dumps(card), encoding="utf-8")
+    return path
+
+
+def dumps(card: Card) -> str:
+    return json.dumps(asdict(card), indent=1, sort_keys=True, allow_nan=True) + "\n"
 
 
 def read(folder: Path) -> Card | None:
     """The card in a version folder, or None where there is none. Raises CardError when it cannot be understood."""
-    raise NotImplementedError
+    path = folder / FILENAME
+    where = f"{folder.parent.name}/{folder.name}/{FILENAME}"
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise CardError(f"{where}: {path.stat().st_size} bytes, at most {MAX_BYTES} are allowed")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CardError(f"{where}: cannot be read: {error}") from error
+    return loads(text, where)
+
+
+def loads(text: str, where: str) -> Card:
+    """The card in `text`; `where` begins the text of a CardError."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise CardError(f"{where}: not JSON: {error}") from error
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != SCHEMA:
+        raise CardError(f"{where}: schema is {schema!r}, expected {SCHEMA!r}")
+    card = _build(Card, data, where)
+    assert isinstance(card, Card)
+    return card
 
 
 def verify(card: Card, folder: Path) -> None:
-    """Compare every file's SHA-256 with the card. Raises CardError naming the first one missing, extra or different."""
-    raise NotImplementedError
+    """Compare every file with its SHA-256. Raises CardError naming the first one missing, extra or different."""
+    where = f"{folder.parent.name}/{folder.name}"
+    if card.version != int(folder.name):
+        raise CardError(f"{where}/{FILENAME}: is the card of version {card.version}, expected {folder.name}")
+    there = {name for name in _files_below(folder) if name != FILENAME}
+    for name in sorted(card.files.keys() - there):
+        raise CardError(f"{where}/{name}: missing, the card lists it")
+    for name in sorted(there - card.files.keys()):
+        raise CardError(f"{where}/{name}: not listed in the card")
+    for name, expected in sorted(card.files.items()):
+        found = sha256(folder / name)
+        if found != expected:
+            raise CardError(f"{where}/{name}: SHA-256 is {found}, the card says {expected}")
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a version folder but the card, by posix relative name: what `Card.files` holds."""
+    return {name: sha256(folder / name) for name in sorted(_files_below(folder)) if name != FILENAME}
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, streamed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files_below(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+
+
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """A value of the annotated type `kind` out of decoded JSON; keys, types and lengths are all checked."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if is_dataclass(kind):
+        return _build_record(kind, value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise CardError(f"{where}: {_short(value)}, expected a list")
+        return tuple(_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise CardError(f"{where}: {_short(value)}, expected an object")
+        return {key: _build(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise CardError(f"{where}: {_short(value)}, expected {kind.__name__}")
+    return kind(value)
+
+
+def _build_record(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise CardError(f"{where}: {_short(value)}, expected an object")
+    types = get_type_hints(kind)
+    if unknown := sorted(value.keys() - types.keys()):
+        raise CardError(f"{where}: unknown key '{unknown[0]}', allowed are {', '.join(types)}")
+    required = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+    if lacking := sorted(required - value.keys()):
+        raise CardError(f"{where}: key '{lacking[0]}' is missing")
+    return kind(**{key: _build(types[key], item, f"{where}: {key}") for key, item in value.items()})
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
