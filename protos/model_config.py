@@ -109,8 +109,8 @@ class ModelConfig:
     """A model's configuration, complete for what this server does.
 
     `source` holds the serialised message that was parsed (empty when built in Python), so that fields which are not
-    modelled here survive a round trip; `unsupported` names those among them that change answers (the server refuses
-    such a model), `ignored` those that do not (the server warns).
+    modelled here survive a round trip; it takes no part in equality. `unsupported` names those among them that change
+    answers (the server refuses such a model), `ignored` those that do not (the server warns).
     """
 
     name: str
@@ -129,7 +129,7 @@ class ModelConfig:
     metric_tags: Mapping[str, str] = field(default_factory=dict)
     unsupported: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
-    source: bytes = b""
+    source: bytes = field(default=b"", compare=False, repr=False)
 
     def input(self, name: str) -> TensorSpec | None:
         return next((spec for spec in self.inputs if spec.name == name), None)
