@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
 
 from compressor.errors import RecipeError
 
@@ -37,9 +36,10 @@ def read(path: Path) -> onnx.ModelProto:
 
 def read_structure(path: Path) -> onnx.ModelProto:
     """The model with its external weights left on disk, all of them checked to be readable from the model's folder."""
+    content = _bytes(path, SINGLE_FILE_MAX + 2**20)
     try:
-        model = onnx.ModelProto.FromString(_bytes(path, SINGLE_FILE_MAX + 2**20))
-    except DecodeError as error:
+        model = onnx.ModelProto.FromString(content)
+    except Exception as error:  # noqa: BLE001  protobuf's DecodeError, which is not ours to import
         raise RecipeError(f"{path}: not an ONNX model ({error})") from None
     if not model.graph.node and not model.graph.output:
         raise RecipeError(f"{path}: not an ONNX model (no nodes, no outputs)")
@@ -54,8 +54,7 @@ def read_structure(path: Path) -> onnx.ModelProto:
 
 def write(model: onnx.ModelProto, path: Path) -> Path:
     """Write a model, its weights inside where they fit, else in one file `<name>.data` beside it."""
-    external = sum(payload(tensor) for tensor in tensors(model)) > SINGLE_FILE_MAX
-    if external:
+    if weight_bytes(model) > SINGLE_FILE_MAX:
         onnx.save_model(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
     else:
         path.write_bytes(model.SerializeToString(deterministic=True))
@@ -69,6 +68,11 @@ def size(path: Path) -> int:
         if onnx.external_data_helper.uses_external_data(tensor):
             beside |= {entry.value for entry in tensor.external_data if entry.key == "location"}
     return sum((path.parent / name).stat().st_size for name in beside)
+
+
+def weight_bytes(model: onnx.ModelProto) -> int:
+    """Of all stored tensors, by their shapes and types."""
+    return sum(payload(tensor) for tensor in tensors(model))
 
 
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import onnx
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization import quantize_dynamic as ort_quantize_dynamic
 
 from compressor.artifact import Artifact, Kind
-from compressor.errors import PassError, Refused
+from compressor.errors import JobError, PassError, Refused
 from compressor.passes import onnx_check, onnx_files, onnx_prepare, probe
 from compressor.passes.base import Context, Host, Outcome
 from compressor.passes.quiet import quiet
@@ -60,29 +61,32 @@ class QuantizeDynamic:
         context.progress(0, 1, "quantize")
         original = onnx_files.read(artifact.path)
         model, prepared = onnx_prepare.prepare(original, self.name)
+        onnx_prepare.gemm_to_matmul(model)
+        onnx_prepare.part_tables(model)
+        onnx_prepare.drop_unused(model)
         exclude = set(onnx_prepare.choose(model, self.exclude, "quantize_dynamic: exclude"))
         tiny = onnx_prepare.small(model, self.op_types, self.smallest)
         unfit = _unfit_attention(model)
+        stacked = onnx_prepare.stacked(model) if self.per_channel else []
         path = context.folder / "model.onnx"
-        quantized = self._quantize(model, sorted(exclude | set(tiny) | set(unfit)), context.host, path)
+        quantized = self._quantize(model, sorted(exclude | set(tiny) | set(unfit) | set(stacked)), context.host, path)
         onnx_files.write(onnx_prepare.finish(quantized), path)
         context.progress(1, 1, "quantize")
-        left = {"too small to pay": tiny, "attention bias, no int8 form": unfit}
+        left = {"too small to pay": tiny, "attention bias, no int8 form": unfit,
+                "stacked matrices, no per-channel form": stacked}
         return Outcome(artifact.became(path=path), {**prepared, **effect(original, quantized, left)})
 
     def ensures(self, before: Artifact, after: Artifact, context: Context) -> None:
-        assert before.path is not None
-        assert after.path is not None
-        ensure_quantized(self.name, before.path, after.path)
+        ensure_quantized(self.name, before, after, context.seed)
 
     def _quantize(self, model: onnx.ModelProto, exclude: list[str], host: Host, path: Path) -> onnx.ModelProto:
-        big = sum(len(tensor.raw_data) for tensor in onnx_files.tensors(model)) > onnx_files.SINGLE_FILE_MAX
         reduce_range = is_x86(host) and "vnni" not in host.flags if self.reduce_range is None else self.reduce_range
         with quiet():
             try:
                 ort_quantize_dynamic(
                     model, path, op_types_to_quantize=[*self.op_types], per_channel=self.per_channel,
-                    reduce_range=reduce_range, nodes_to_exclude=exclude, use_external_data_format=big,
+                    reduce_range=reduce_range, nodes_to_exclude=exclude,
+                    use_external_data_format=onnx_files.weight_bytes(model) > onnx_files.SINGLE_FILE_MAX,
                     weight_type=QuantType.QInt8 if self.weight_type == "int8" else QuantType.QUInt8,
                     # types of values after onnxruntime's own operators are not inferred; all floats here are float32
                     extra_options={"EnableSubgraph": bool(onnx_check.subgraph_nodes(model)),
@@ -120,9 +124,11 @@ def effect(original: onnx.ModelProto, quantized: onnx.ModelProto, left: Mapping[
     return told
 
 
-def ensure_quantized(technique: str, before: Path, after: Path) -> None:
-    """Raises Refused where no weight became int8, PassError where the result is larger or does not load."""
-    old, new = onnx_files.read(before), onnx_files.read(after)
+def ensure_quantized(technique: str, before: Artifact, after: Artifact, seed: int) -> None:
+    """Raises Refused where no weight became int8; PassError where the weights are larger, or the model does not run."""
+    assert before.path is not None
+    assert after.path is not None
+    old, new = onnx_files.read(before.path), onnx_files.read(after.path)
     counted, result = onnx_check.census(old), onnx_check.census(new)
     if result.int8 <= counted.int8:
         found = onnx_check.operators(old)
@@ -132,4 +138,12 @@ def ensure_quantized(technique: str, before: Path, after: Path) -> None:
     if result.int8_bytes + result.float_bytes >= counted.int8_bytes + counted.float_bytes:
         raise PassError(f"{technique}: {result.int8_bytes + result.float_bytes} bytes of weights after, "
                         f"{counted.int8_bytes + counted.float_bytes} before")
-    probe.session(after)
+    names = [tensor.name for tensor in after.outputs]
+    feeds: dict[str, Any] = probe.random_inputs(after.inputs, probe.sizes(after.inputs, 0), probe.rows(old),
+                                                np.random.default_rng(seed))
+    try:
+        probe.distance(names, probe.session(before.path).run(names, feeds), probe.session(after.path).run(names, feeds))
+    except JobError:
+        raise
+    except Exception as error:  # noqa: BLE001  onnxruntime raises a class per status code
+        raise PassError(f"{technique}: the result does not run: {probe.one_line(error)}") from None
