@@ -86,6 +86,8 @@ class Scheduler:
         request.cancelled = True
         with self._lock:
             removed = self._queue.remove(request)
+            if removed:
+                self._wake.notify()  # without it, those behind may make a batch that goes at once
         if removed:
             late = request.deadline_ns is not None and request.deadline_ns <= self._clock()
             self._drop([(request, deadline_passed(request) if late else _cancelled(request))])
