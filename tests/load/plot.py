@@ -71,7 +71,7 @@ class Curve:
 
 
 def x_axis(title: str, values: Sequence[float], *, log_from: float) -> Axis:
-    """Over the loads themselves: each is a tick while there is room; logarithmic when they span `log_from` times or more."""
+    """Over the loads: each is a tick while there is room; logarithmic when they span `log_from` times or more."""
     low, high = min(values), max(values)
     if low == high:
         low, high = low * 0.5, high * 1.5

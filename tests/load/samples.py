@@ -34,7 +34,11 @@ def read(path: Path, model: Model, shapes: Mapping[str, tuple[int, ...]]) -> lis
 
 def _read_npz(path: Path, model: Model) -> list[Sample]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here, since numpy leaves the file open when the archive is torn.
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise ValueError("it is a single array")
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
         raise LoadError(f"--input-data {path}: no readable .npz of plain arrays: {error}") from None
