@@ -137,8 +137,8 @@ def _latency(run: Run) -> str:
     values = [value for _, lines in panels for line in lines for _, value in line.points]
     log = bool(values) and max(values) > 20 * min(values)
     x, y = _load_axis(run), plot.y_axis("ms", values, log=log)
-    scale = "logarithmic scale" if log else "the same scale"
-    text = f"Percentiles against load, {scale} for all targets: p99 is what one request in a hundred exceeds."
+    scale = "one logarithmic scale" if log else "one scale"
+    text = f"Percentiles against load, on {scale} for all targets: p99 is what one request in a hundred exceeds."
     charts = (
         _chart(label, plot.lines(x, y, lines, name=f"latency of {label} against load")) for label, lines in panels
     )

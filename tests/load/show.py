@@ -62,8 +62,8 @@ class Plain:
 
 
 class Live:
-    """A bar per level, refreshed four times a second by `tick`: a thread of its own would compete with the one that
-    measures."""
+    """A line per level measured, and below them a bar for the one that runs; refreshed by `tick` alone, since a
+    thread of its own would compete with the one that measures."""
 
     def __init__(self, mode: str, console: Console) -> None:
         self._mode = mode
@@ -74,27 +74,25 @@ class Live:
             TextColumn("{task.fields[counts]}"),
             TimeElapsedColumn(),
         )
-        self._progress = Progress(*columns, console=console, auto_refresh=False, transient=False)
+        self._progress = Progress(*columns, console=console, auto_refresh=False, transient=True)
+        self._task = self._progress.add_task("asking the servers", total=1.0, counts="")
         self._progress.start()
-        self._task = self._progress.add_task("", total=1.0, counts="", visible=False)
 
     def begin(self, target: Target, load: float, tally: Tally) -> None:
         self._tally = tally
-        text = f"{target.label}, {load_name(self._mode, load)}"
-        self._task = self._progress.add_task(text, total=1.0, counts="warm-up")
+        self._progress.reset(self._task, description=f"{target.label}, {load_name(self._mode, load)}", counts="warm-up")
 
     def tick(self) -> None:
         tally = self._tally
         failed = f", {tally.failed} failed" if tally.failed else ""
-        self._progress.update(self._task, completed=tally.fraction, counts=f"{tally.answered} answered{failed}")
+        counts = f"{tally.answered} answered{failed}" if tally.answered else "warm-up"
+        self._progress.update(self._task, completed=tally.fraction, counts=counts)
         self._progress.refresh()
 
     def end(self, target: Target, level: Level) -> None:
-        self._progress.update(self._task, completed=1.0, counts=line(target, level, self._mode).partition(": ")[2])
-        self._progress.refresh()
+        self._progress.console.print(line(target, level, self._mode), style="dim", highlight=False, markup=False)
 
     def close(self) -> None:
-        self._progress.refresh()
         self._progress.stop()
 
 
