@@ -120,15 +120,17 @@ def _attribute_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorP
 
 
 def _bytes(path: Path, limit: int, offset: int = 0, length: int | None = None) -> bytes:
-    # O_NONBLOCK: opening a FIFO must not hang; O_NOFOLLOW is not used for the model itself, which a user may link to
+    # O_NONBLOCK: opening a FIFO must not hang; a user may link to the model itself, but nothing beside it may be a link
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if length is None else os.O_NOFOLLOW)
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(path, flags)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror})") from None
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(handle)
+        raise RecipeError(f"{path}: not a regular file")
     with os.fdopen(handle, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise RecipeError(f"{path}: not a regular file")
         if length is None and status.st_size > limit:
             raise RecipeError(f"{path}: {status.st_size} bytes, at most {limit} are allowed in one ONNX file")
         file.seek(offset)

@@ -50,6 +50,8 @@ def prepare(model: onnx.ModelProto, technique: str) -> tuple[onnx.ModelProto, di
     ir_passes.LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=16)(modern)
     ir_passes.RemoveInitializersFromInputsPass()(modern)
     model = onnx_ir.to_proto(modern)
+    # before version 4 stored tensors had to be inputs as well, which they no longer are
+    model.ir_version = max(model.ir_version, 8)
     _forget_stored_types(model)
     lifted = sum(1 for tensor in model.graph.initializer if tensor.name not in before)
     if lifted:
