@@ -6,12 +6,19 @@ and the SHA-256 of every file that it speaks of. Schema version 1.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
+import os
+import re
+import stat
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
+
+from protos import paths
 
 SCHEMA = "demiglace.card/1"
 FILENAME = "card.json"
@@ -83,14 +90,18 @@ class Card:
 
 
 def write(card: Card, folder: Path) -> Path:
-    """Write `card.json` into a (still staged) version folder."""
+    """Write `card.json` into a (still staged) version folder. Raises CardError for what JSON cannot hold."""
     path = folder / FILENAME
     path.write_text(dumps(card), encoding="utf-8")
     return path
 
 
 def dumps(card: Card) -> str:
-    return json.dumps(asdict(card), indent=1, sort_keys=True, allow_nan=True) + "\n"
+    """The card's JSON. Raises CardError for a parameter that JSON has no form for."""
+    try:
+        return json.dumps(_finite(asdict(card)), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise CardError(f"card of '{card.model}': cannot be written as JSON: {error}") from None
 
 
 def read(folder: Path) -> Card | None:
@@ -98,13 +109,18 @@ def read(folder: Path) -> Card | None:
     path = folder / FILENAME
     where = f"{folder.parent.name}/{folder.name}/{FILENAME}"
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise CardError(f"{where}: {path.stat().st_size} bytes, at most {MAX_BYTES} are allowed")
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            raise CardError(f"{where}: is no regular file")
+        if found.st_size > MAX_BYTES:
+            raise CardError(f"{where}: {found.st_size} bytes, at most {MAX_BYTES} are allowed")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CardError(f"{where}: cannot be read: {error}") from error
+    except OSError as error:
+        raise CardError(f"{where}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise CardError(f"{where}: byte {error.start} is not valid UTF-8") from None
     return loads(text, where)
 
 
@@ -119,13 +135,18 @@ def loads(text: str, where: str) -> Card:
         raise CardError(f"{where}: schema is {schema!r}, expected {SCHEMA!r}")
     card = _build(Card, data, where)
     assert isinstance(card, Card)
+    for name, digest in card.files.items():
+        if problem := paths.relative_problem(name):
+            raise CardError(f"{where}: files: name {_short(name)} {problem}")
+        if not _SHA256.fullmatch(digest):
+            raise CardError(f"{where}: files.{name}: {_short(digest)} is no SHA-256 in lower-case hexadecimals")
     return card
 
 
 def verify(card: Card, folder: Path) -> None:
     """Compare every file with its SHA-256. Raises CardError naming the first one missing, extra or different."""
     where = f"{folder.parent.name}/{folder.name}"
-    if card.version != int(folder.name):
+    if str(card.version) != folder.name:
         raise CardError(f"{where}/{FILENAME}: is the card of version {card.version}, expected {folder.name}")
     there = {name for name in _files_below(folder) if name != FILENAME}
     for name in sorted(card.files.keys() - there):
@@ -133,7 +154,10 @@ def verify(card: Card, folder: Path) -> None:
     for name in sorted(there - card.files.keys()):
         raise CardError(f"{where}/{name}: not listed in the card")
     for name, expected in sorted(card.files.items()):
-        found = sha256(folder / name)
+        try:
+            found = sha256(folder / name)
+        except OSError as error:
+            raise CardError(f"{where}/{name}: cannot be read: {error.strerror}") from error
         if found != expected:
             raise CardError(f"{where}/{name}: SHA-256 is {found}, the card says {expected}")
 
@@ -144,13 +168,38 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's bytes, streamed."""
-    with path.open("rb") as file:
+    """Of a regular file's bytes, streamed. Raises OSError; for a link, pipe or device too."""
+    with open(path, "rb", opener=_open_regular) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is no regular file", path)
+    return descriptor
+
+
 def _files_below(folder: Path) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
+    """Everything that is not itself a folder; a link to one counts."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return [path.relative_to(folder).as_posix() for path in found]
+
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+"""JSON has no such numbers; they are written as strings, in protobuf's spelling."""
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
 
 
 def _build(kind: Any, value: Any, where: str) -> Any:
@@ -168,6 +217,8 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise CardError(f"{where}: {_short(value)}, expected an object")
         return {key: _build(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is float and isinstance(value, str) and value in _NOT_FINITE:
+        return _NOT_FINITE[value]
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise CardError(f"{where}: {_short(value)}, expected {kind.__name__}")

@@ -10,13 +10,14 @@ import importlib.util
 import json
 import runpy
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from protos import card, config_text, repository
 from protos.card import Card, CardError
@@ -53,11 +54,19 @@ def main(arguments: list[str] | None = None) -> int:
     program = PROGRAMS.get(verb)
     if program is None:
         return _fail(f"'{verb}' is no verb; there are {', '.join((*PROGRAMS, 'inspect'))}")
-    if importlib.util.find_spec(program.needs) is None:
-        return _fail(f"{verb}: package '{program.needs}' is missing: pip install 'demiglace[{program.extra}]'")
+    for package in (program.needs, program.module):
+        if not _installed(package):
+            return _fail(f"{verb}: package '{package}' is missing: pip install 'demiglace[{program.extra}]'")
     sys.argv = [f"demiglace {verb}", *rest]
     runpy.run_module(program.module, run_name="__main__", alter_sys=False)
     return 0
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package that a dotted name lies in
+        return False
 
 
 def usage() -> str:
@@ -82,9 +91,11 @@ def inspect(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     try:
         names = (options.name,) if options.name else repository.names(options.repository)
-        entries = [_Shown.read(repository.read(options.repository, name)) for name in names]
-    except (RepositoryError, ConfigError, CardError) as error:
+        entries = [_Shown.read(options.repository, name) for name in names]
+    except RepositoryError as error:
         return _fail(f"inspect: {error}")
+    if options.name and entries[0].problem:
+        return _fail(f"inspect: {entries[0].problem}")
     if options.json:
         print(json.dumps([shown.as_json() for shown in entries], indent=1))
     elif options.name:
@@ -96,19 +107,28 @@ def inspect(arguments: list[str]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    entry: Entry
+    name: str
+    entry: Entry | None
     cards: dict[int, Card | None]
+    problem: str = ""
+    """Why the entry or one of its cards cannot be read; the others are shown all the same."""
 
     @classmethod
-    def read(cls, entry: Entry) -> _Shown:
-        return cls(entry, {version: card.read(entry.version_path(version)) for version in entry.versions})
+    def read(cls, root: Path, name: str) -> _Shown:
+        try:
+            entry = repository.read(root, name)
+            return cls(name, entry, {version: card.read(entry.version_path(version)) for version in entry.versions})
+        except (RepositoryError, ConfigError, CardError) as error:
+            return cls(name, None, {}, str(error))
 
     def as_json(self) -> dict[str, Any]:
+        if self.entry is None:
+            return {"name": self.name, "problem": self.problem}
         return {
-            "name": self.entry.name,
+            "name": self.name,
             "versions": list(self.entry.versions),
-            "config": config_text.dump(self.entry.config),
-            "cards": {str(v): asdict(c) for v, c in self.cards.items() if c is not None},
+            "config": json.loads(config_text.to_json(self.entry.config)),
+            "cards": {str(v): json.loads(card.dumps(c)) for v, c in self.cards.items() if c is not None},
         }
 
 
@@ -119,11 +139,20 @@ def _console() -> Console:
 def _show_all(entries: list[_Shown]) -> None:
     table = Table("entry", "version", "backend", "max batch", "size", "done to it", "metrics", box=box.SIMPLE)
     for shown in entries:
+        if shown.entry is None:
+            _row(table, shown.name, "-", "", "", "", shown.problem, "")
+            continue
         config = shown.entry.config
         for version, proof in shown.cards.items() or {0: None}.items():
-            row = [shown.entry.name, str(version or "-"), config.backend or config.platform, str(config.max_batch_size)]
-            table.add_row(*row, *(_summary(proof) if proof else ("", "no card", "")))
+            summary = _summary(proof) if proof else ("", "no card", "")
+            batch = str(config.max_batch_size)
+            _row(table, shown.name, str(version or "-"), config.backend or config.platform, batch, *summary)
     _console().print(table)
+
+
+def _row(table: Table, *cells: str) -> None:
+    """As plain text: names and parameters come from files and may look like markup."""
+    table.add_row(*(Text(cell) for cell in cells))
 
 
 def _summary(proof: Card) -> tuple[str, str, str]:
@@ -133,11 +162,12 @@ def _summary(proof: Card) -> tuple[str, str, str]:
 
 
 def _show_one(shown: _Shown) -> None:
+    assert shown.entry is not None
     console = _console()
-    console.print(f"[bold]{shown.entry.name}[/bold]  {_io(shown.entry.config)}")
-    console.print(config_text.dump(shown.entry.config), markup=False)
+    console.print(Text.assemble((shown.name, "bold"), "  ", _io(shown.entry.config)))
+    console.print(Text(config_text.dump(shown.entry.config)))
     for version, proof in shown.cards.items():
-        console.print(f"[bold]version {version}[/bold]" + ("" if proof else ": no card"))
+        console.print(Text.assemble((f"version {version}", "bold"), "" if proof else ": no card"))
         if proof:
             _show_card(console, proof)
 
@@ -151,25 +181,26 @@ def _io(config: ModelConfig) -> str:
 
 def _show_card(console: Console, proof: Card) -> None:
     size = f"{proof.baseline_bytes / 1e6:.1f} MB to {proof.bytes / 1e6:.1f} MB"
-    console.print(f"made {proof.created} on {proof.host.get('cpu', 'an unknown host')}; {size}")
+    console.print(Text(f"made {proof.created} on {proof.host.get('cpu', 'an unknown host')}; {size}"))
     steps = Table("pass", "parameters", "effect", "seconds", box=box.SIMPLE)
     for step in proof.trail:
-        steps.add_row(step.name, _pairs(step.parameters), _pairs(step.effect), f"{step.seconds:.1f}")
+        _row(steps, step.name, _pairs(step.parameters), _pairs(step.effect), f"{step.seconds:.1f}")
     results = Table("measured", "original", "result", "on", box=box.SIMPLE)
     for metric in proof.metrics:
         on = f"{metric.samples} samples of {metric.data}"
-        results.add_row(metric.name, f"{metric.baseline:.4f}", f"{metric.result:.4f}", on)
+        _row(results, metric.name, f"{metric.baseline:.4f}", f"{metric.result:.4f}", on)
     for one in proof.latency:
         on = f"batch {one.batch}, served, one request in flight"
-        results.add_row("latency p50", f"{one.baseline_p50:.2f} ms", f"{one.p50:.2f} ms", on)
-        results.add_row("latency p99", f"{one.baseline_p99:.2f} ms", f"{one.p99:.2f} ms", on)
+        _row(results, "latency p50", f"{one.baseline_p50:.2f} ms", f"{one.p50:.2f} ms", on)
+        _row(results, "latency p99", f"{one.baseline_p99:.2f} ms", f"{one.p99:.2f} ms", on)
     for name, error in proof.output_error.items():
-        results.add_row(f"error of {name}", "", _pairs({k: f"{v:.3g}" for k, v in error.items()}), "")
+        _row(results, f"error of {name}", "", _pairs({k: f"{v:.3g}" for k, v in error.items()}), "")
     files = Table("file", "SHA-256", box=box.SIMPLE)
     for name, digest in proof.files.items():
-        files.add_row(name, digest)
+        _row(files, name, digest)
     for table in (steps, results, files):
-        console.print(table)
+        if table.row_count:
+            console.print(table)
 
 
 def _pairs(mapping: Any) -> str:
