@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 
@@ -17,11 +16,10 @@ from server.batching.runner import Runner
 from server.batching.scheduler import Scheduler
 from server.classification import Labels
 from server.errors import Internal, ServerError
+from server.logs import log
 from server.request import InferRequest, OnDone, prefixed
 from server.statistics import Clock, ModelStatistics, Statistics
 from server.validate import Validator
-
-log = logging.getLogger("demiglace.server.model")
 
 DEFAULT_MAX_QUEUE_SIZE = 1024
 """Requests per priority level where neither model nor server says otherwise. Triton's default is no bound."""
@@ -89,8 +87,8 @@ class Model:
             return
         except ServerError as error:
             refused: ServerError = error
-        except Exception:
-            log.exception("model '%s': submit failed", self.name)
+        except Exception as error:  # noqa: BLE001  whatever went wrong, the client gets an answer
+            log.defect("submit failed", error, model=self.name)
             refused = Internal(prefixed(request, f"model '{self.name}' could not take the request"))
         request.on_done = None
         self._statistics.failed(request, refused, self._clock())
@@ -125,5 +123,4 @@ class Model:
         if self._scheduler.close(timeout):
             self._session.close()
         else:
-            log.error("model '%s' version %d: still running after %s s, its memory stays taken", self.name,
-                      self.version, timeout)  # fmt: skip
+            log.error("still running, its memory stays taken", model=self.name, version=self.version, seconds=timeout)

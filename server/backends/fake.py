@@ -134,8 +134,8 @@ class FakeSession:
             raise BackendError(f"a row holds {behaviour['fail_on']!r}")
         if self._has(batch, "crash_on"):
             raise ZeroDivisionError("crash_on")
-        rows = slice(0, -1 if self._has(batch, "drop_row_on") else None)
-        return {name: self._output(name, batch)[rows] for name in batch.outputs}
+        outputs = {name: self._output(name, batch) for name in batch.outputs}
+        return {name: array[:-1] for name, array in outputs.items()} if self._has(batch, "drop_row_on") else outputs
 
     def close(self) -> None:
         self.closed = True
@@ -155,9 +155,8 @@ class FakeSession:
         info = next(info for info in self._io.outputs if info.name == name)
         kind, source = self._sources[name]
         if kind == "constant":
-            lead = (batch.rows,) if info.shape and info.shape[0] == -1 else info.shape[:1]
-            rest = tuple(max(dim, 1) for dim in info.shape[1:])
-            return np.full(lead + rest, source, dtype=info.datatype.numpy)
+            rows = (batch.rows,) if info.shape[:1] == (-1,) else info.shape[:1]
+            return np.full(rows + tuple(max(dim, 1) for dim in info.shape[1:]), source, dtype=info.datatype.numpy)
         array = batch.inputs.get(source)
         if array is None:
             raise BackendError(f"input '{source}' is not there for output '{name}'")
@@ -178,8 +177,10 @@ class Fake:
         path = request.path
         try:
             text = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BackendError(f"{path.name}: cannot be read: {error}") from error
+        except OSError as error:
+            raise BackendError(f"{path.name}: cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise BackendError(f"{path.name}: is no TOML: {error}") from error
         behaviour = _behaviour(text.get("behaviour", {}), path.name)
         if "load_error" in behaviour:
             raise BackendError(str(behaviour["load_error"]))

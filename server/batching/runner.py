@@ -8,7 +8,6 @@ that a dead device is not asked 2n times. No other server that we read does this
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,10 +15,9 @@ from dataclasses import dataclass
 from server.backends.base import BackendError, Session
 from server.batching.collate import Collator
 from server.errors import Internal, ServerError
+from server.logs import log
 from server.request import Answers, InferRequest, Result, prefixed
 from server.statistics import Clock, Statistics, Timing
-
-log = logging.getLogger("demiglace.server.model")
 
 Deliver = Callable[[Answers], None]
 
@@ -127,12 +125,12 @@ class Runner:
         """Log an exception that is no BackendError with its traceback, once per kind; return the text for clients."""
         kind = f"{type(error).__module__}.{type(error).__qualname__}"
         if self._first(kind):
-            log.error("model '%s': its backend raised %s (reported once)", self._model, kind, exc_info=error)
+            log.defect("the backend raised an unexpected error (reported once)", error, model=self._model, kind=kind)
         return f"model '{self._model}' failed with {type(error).__name__}"
 
     def _report(self, text: str) -> None:
         if self._first(text):
-            log.warning("model '%s': %s", self._model, text)
+            log.warning("a run failed (reported once)", model=self._model, reason=text)
 
     def _first(self, text: str) -> bool:
         # Bounded: texts may carry values that clients choose.

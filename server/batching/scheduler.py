@@ -6,7 +6,6 @@ exactly once. What a batch is made of is `queue.py`'s decision, what is done wit
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from threading import Condition, Lock, Thread, current_thread
 from time import monotonic
@@ -15,10 +14,9 @@ from server.batching.ordering import Ordering
 from server.batching.queue import Dropped, Queue, Taken, deadline_passed
 from server.batching.runner import Runner
 from server.errors import Cancelled, Unavailable
+from server.logs import log
 from server.request import Answers, InferRequest, prefixed
 from server.statistics import Clock, Statistics
-
-log = logging.getLogger("demiglace.server.model")
 
 STOPPING = "Server is stopping, scheduler for model has stopped accepting new inference requests"
 """Triton's text (core: src/dynamic_batch_scheduler.cc)."""
@@ -172,12 +170,12 @@ class Scheduler:
         for request, result in answers:
             on_done, request.on_done = request.on_done, None
             if on_done is None:
-                log.error("request '%s' was to be answered twice: a bug", request.id)
+                log.error("a request was to be answered twice: a bug", model=request.model, request=request.id)
                 continue
             try:
                 on_done(request, result)
-            except Exception:
-                log.exception("request '%s': its on_done raised", request.id)
+            except Exception as error:  # noqa: BLE001  the instance thread has to live on
+                log.defect("an on_done raised", error, model=request.model, request=request.id)
         with self._lock:
             self._unanswered -= len(answers)
             if not self._unanswered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,6 +103,20 @@ def load_fake(folder: Path, behaviour: str = "", dims: str = "[-1, 4]", instance
     session = get("fake").load(LoadRequest(path, ModelConfig("m"), (Device(),) * instances, {}))
     assert isinstance(session, FakeSession)
     return session
+
+
+@contextmanager
+def logged() -> Iterator[list[logging.LogRecord]]:
+    """What the server logs meanwhile; unlike caplog's, untouched by what other tests have configured."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger("demiglace.server")
+    logger.addHandler(handler)
+    try:
+        yield records
+    finally:
+        logger.removeHandler(handler)
 
 
 @contextmanager

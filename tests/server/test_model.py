@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from protos.model_config import ModelConfig
 from server.backends.base import Device
 from server.errors import Internal, InvalidRequest
 from server.model import Model
 from server.request import InferRequest, Response, Tensor
-from tests.server.core import FP32, MS, HandClock, Sheet, config, load_fake, request, serving
+from tests.server.core import FP32, MS, HandClock, Sheet, config, load_fake, logged, request, serving
 
 
 def test_submit_answers_with_the_rows_sent(tmp_path: Path) -> None:
@@ -34,13 +33,13 @@ def test_an_invalid_request_is_answered_within_submit_and_touches_nobody(tmp_pat
         assert model.statistics().failures["OTHER"] == 1
 
 
-def test_a_bug_in_submit_becomes_an_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with serving(tmp_path) as (model, _, sheet):
+def test_a_bug_in_submit_becomes_an_answer(tmp_path: Path) -> None:
+    with logged() as records, serving(tmp_path) as (model, _, sheet):
         broken = InferRequest("m", (None,))  # type: ignore[arg-type]
         model.submit(broken, sheet)
         assert isinstance(sheet.results[broken], Internal)
         assert "AttributeError" not in str(sheet.results[broken])
-        assert "submit failed" in caplog.text
+        assert [record.getMessage() for record in records] == ["submit failed"]
 
 
 def test_the_model_says_what_it_is(tmp_path: Path) -> None:

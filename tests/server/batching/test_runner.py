@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from server.batching.runner import Runner, extra_runs_allowed
 from server.errors import Internal
 from server.request import Answers, InferRequest, Response, Result
 from server.statistics import Statistics
-from tests.server.core import HandClock, config, load_fake, request
+from tests.server.core import HandClock, config, load_fake, logged, request
 
 POISON = 13.0
 
@@ -113,18 +112,16 @@ def test_a_batch_too_large_for_the_device_is_served_in_parts(folder: Path) -> No
     assert [ran.rows for ran in bench.session.ran] == [32, 16, 16, 8, 8, 8, 8]
 
 
-def test_an_exception_of_any_kind_becomes_internal_and_is_logged_once(
-    folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_exception_of_any_kind_becomes_internal_and_is_logged_once(folder: Path) -> None:
     bench = Bench(load_fake(folder, f"crash_on = {POISON}"))
-    with caplog.at_level(logging.WARNING):
+    with logged() as records:
         for _ in range(3):
             good, bad = bench.run([ready(1.0), ready(POISON, id="b")])
     assert rows_of(good) == [1.0]
     assert isinstance(bad, Internal)
     assert str(bad) == "[request id: b] model 'm' failed with ZeroDivisionError"
-    assert len([record for record in caplog.records if record.exc_info]) == 1
-    assert len(caplog.records) <= 2
+    assert len([record for record in records if record.exc_info]) == 1
+    assert len(records) <= 2
 
 
 def test_a_model_that_returns_too_few_rows_is_internal_and_not_run_again(folder: Path) -> None:

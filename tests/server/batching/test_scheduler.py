@@ -7,15 +7,13 @@ from pathlib import Path
 from threading import Barrier, Thread
 from threading import enumerate as threads
 
-import pytest
-
 from protos.model_config import QueuePolicy
 from server.backends.base import Device
 from server.batching.ordering import Ordering
 from server.errors import Cancelled, DeadlineExceeded, Unavailable
 from server.model import Model
 from server.request import InferRequest, Response, Result
-from tests.server.core import MS, HandClock, Sheet, config, load_fake, request, serving
+from tests.server.core import MS, HandClock, Sheet, config, load_fake, logged, request, serving
 
 
 def test_a_batch_is_formed_only_when_an_instance_is_free(tmp_path: Path) -> None:
@@ -220,20 +218,20 @@ def test_close_answers_the_queued_finishes_the_running_and_frees_the_session(tmp
         assert not [thread for thread in threads() if thread.name.startswith("m/1#")]
 
 
-def test_close_gives_up_on_a_run_that_does_not_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with serving(tmp_path, 'gate = "closed"') as (model, session, sheet):
+def test_close_gives_up_on_a_run_that_does_not_end(tmp_path: Path) -> None:
+    with logged() as records, serving(tmp_path, 'gate = "closed"') as (model, session, sheet):
         model.submit(request(1.0), sheet)
         assert session.gate.arrived(1)
         model.close(timeout=0.0)
         assert not session.closed, "the run still uses it"
-        assert "still running" in caplog.text
+        assert [record.getMessage() for record in records] == ["still running, its memory stays taken"]
 
 
-def test_an_on_done_that_raises_harms_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_on_done_that_raises_harms_nobody(tmp_path: Path) -> None:
     def broken(_: InferRequest, __: Result) -> None:
         raise RuntimeError("broken front end")
 
-    with serving(tmp_path, 'gate = "closed"') as (model, session, sheet):
+    with logged() as records, serving(tmp_path, 'gate = "closed"') as (model, session, sheet):
         model.submit(request(0.0), broken)
         assert session.gate.arrived(1)
         model.submit(request(1.0), broken)
@@ -243,7 +241,7 @@ def test_an_on_done_that_raises_harms_nobody(tmp_path: Path, caplog: pytest.LogC
         sheet.wait(1)
         assert sheet.values(good) == [[2.0] * 4]
         assert model.drain(20)
-    assert caplog.text.count("its on_done raised") == 2
+    assert [record.getMessage() for record in records] == ["an on_done raised"] * 2
 
 
 def test_a_storm_from_many_threads_is_answered_exactly_once_each(tmp_path: Path) -> None:
