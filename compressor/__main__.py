@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from compressor import recipe
+from compressor import recipe, run
 from compressor.errors import JobError
 
 INTERRUPTED = 130
@@ -18,12 +18,9 @@ INTERRUPTED = 130
 def main(argv: list[str] | None = None) -> int:
     """Run a job and say how it went; the exit status."""
     options = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         job = recipe.load(options.recipe)
-        # torch and onnxruntime are imported after the recipe is known to be right: a slip of the pen costs no seconds.
-        from compressor import run
-
         run.check(job)
         if options.check:
             print(f"{job.recipe}: right; {len(job.passes)} passes: {', '.join(one.name for one in job.passes)}")
@@ -37,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on: finished passes are kept", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -105,7 +105,7 @@ def _run(artifact: Artifact, stream: Iterator[Sample], rows: int, pad: Mapping[s
     alone = not batched(artifact)
     for batch in data.batches(stream, rows, pad):
         count = len(next(iter(batch.values())))
-        given = {name: array[0] if alone else array for name, array in batch.items() if name in fed}
+        given = {name: np.asarray(array[0]) if alone else array for name, array in batch.items() if name in fed}
         try:
             outputs = live.run(names, given)
         except Exception as error:

@@ -142,7 +142,7 @@ def describe(hint: Any, limits: Mapping[str, Any]) -> str:
     if origin is tuple:
         return f"a list, each {describe(arguments[0], limits)}"
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return f"a table, each value {describe(arguments[1], limits)}"
+        return "a table" if arguments[1] is Any else f"a table, each value {describe(arguments[1], limits)}"
     if isinstance(hint, type) and issubclass(hint, Enum):
         return one_of(member.value for member in hint)
     words = _WORDS.get(hint, "a table")

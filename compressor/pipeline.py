@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +80,7 @@ class Runner:
         self.teller = teller
         self.host: Host = host.detect()
         self.used: set[str] = set()
+        self.told: set[str] = set()
         self.current = ""
         """The pass at work, for whoever has to say where a run was stopped."""
 
@@ -119,10 +122,13 @@ class Runner:
         artifact = self.store.load(names[done - 1], self._module) if done else self.source()
         if artifact is None:
             raise PassError(f"{self.store.folder / names[done - 1]}: the checkpoint changed while it was read")
-        for step in artifact.trail if done else ():
-            self.teller.line(f"{step.name}: done before ({step.seconds:.1f} s)")
+        for name, step in zip(names, artifact.trail, strict=False):
+            if name not in self.told:
+                self.teller.line(f"{step.name}: done before ({step.seconds:.1f} s)")
+                self.told.add(name)
         for one, name in zip(passes[done:], names[done:], strict=True):
-            artifact = self._apply(one, name, artifact)
+            with self._about(one):
+                artifact = self._apply(one, name, artifact)
         return artifact
 
     def _apply(self, one: Pass, name: str, before: Artifact) -> Artifact:
@@ -133,16 +139,30 @@ class Runner:
             context = Context(
                 folder, self.host, self.samples("calibration", before), self.job.insist, self.job.seed, report
             )
-            outcome = _guarded(one, lambda: self._transform(one, before, context))
+            outcome = self._transform(one, before, context)
             after = outcome.artifact
             interface.ensure(before, after, one.gives, one.name)
-            _guarded(one, lambda: one.ensures(before, after, context))
-            step = Step(one.name, asdict(one), time.monotonic() - started, outcome.effect)  # type: ignore[call-overload]
+            one.ensures(before, after, context)
+            step = Step(one.name, _plain(parameters(one)), time.monotonic() - started, _plain(outcome.effect))
             kept = self.store.commit(folder, name, after.became(trail=(*before.trail, step)))
+            self.told.add(name)
         for what, value in outcome.effect.items():
             self.teller.line(f"  {what}: {value:.4g}" if isinstance(value, float) else f"  {what}: {value}")
         self.current = ""
         return kept
+
+    @contextmanager
+    def _about(self, one: Pass) -> Iterator[None]:
+        """Any error of a pass says in one line which table of the recipe it is about."""
+        place = f"{self.job.recipe}: pass[{self.job.passes.index(one)}]"
+        try:
+            yield
+        except JobError as error:
+            if str(error).startswith(f"{self.job.recipe}: "):
+                raise
+            raise type(error)(f"{place}: {error}") from error
+        except Exception as error:
+            raise PassError(f"{place}: {one.name}: {one_line(error)}") from error
 
     def _transform(self, one: Pass, before: Artifact, context: Context) -> Outcome:
         one.requires(before, context)
@@ -163,18 +183,18 @@ class Runner:
             _code(),
         ]
         for one in passes:
-            parts = [*parts, one.name, asdict(one), data.digest(calibration) if one.needs_calibration else None]  # type: ignore[call-overload]
+            parts = [*parts, one.name, parameters(one), data.digest(calibration) if one.needs_calibration else None]
             yield f"{one.name}-{checkpoint.key(parts)}"
 
 
-def _guarded(one: Pass, act: Callable[[], Any]) -> Any:
-    """A pass that breaks says so in one line; what it says itself goes through as it is."""
-    try:
-        return act()
-    except (JobError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        raise PassError(f"{one.name}: {one_line(error)}") from error
+def parameters(one: Pass) -> dict[str, Any]:
+    """A pass's parameters by name."""
+    return asdict(one)  # type: ignore[call-overload,no-any-return]
+
+
+def _plain(values: Any) -> Any:
+    """As it comes back from a checkpoint, so that a resumed job has the very same trail."""
+    return json.loads(json.dumps(values, default=str))
 
 
 def versions() -> dict[str, str]:
@@ -188,6 +208,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@cache
 def _code() -> str:
     """Hash of the passes' own code, so that a corrected pass is run again."""
     digest = hashlib.sha256()

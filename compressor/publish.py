@@ -49,8 +49,8 @@ def config(name: str, artifact: Artifact, publication: Publication | None, where
         name=name,
         platform="onnxruntime_onnx",
         max_batch_size=largest,
-        inputs=tuple(_spec(tensor, largest > 0) for tensor in artifact.inputs),
-        outputs=tuple(_spec(tensor, largest > 0) for tensor in artifact.outputs),
+        inputs=tuple(_spec(tensor, largest > 0, where) for tensor in artifact.inputs),
+        outputs=tuple(_spec(tensor, largest > 0, where) for tensor in artifact.outputs),
         instance_groups=(InstanceGroup(instances.kind, instances.count, instances.gpus),) if instances else (),
         dynamic_batching=DynamicBatching(
             preferred_batch_size=batching.preferred_batch_size,
@@ -63,9 +63,15 @@ def config(name: str, artifact: Artifact, publication: Publication | None, where
     )
 
 
-def _spec(tensor: Tensor, without_batch: bool) -> TensorSpec:
-    """`dims` may not be empty in Triton's grammar: a tensor without dimensions is one element, reshaped."""
+def _spec(tensor: Tensor, without_batch: bool, where: Where) -> TensorSpec:
+    """`dims` may not be empty in Triton's grammar: a row without dimensions is one element, reshaped. A model that does
+    not batch cannot have such a tensor at all (core: src/model_config_utils.cc, ValidateIOShape)."""
     shape = tensor.shape[1:] if without_batch else tensor.shape
+    if not shape and not without_batch:
+        raise where.fault(
+            f"{tensor.name} is a scalar, which cannot be served by a model without a batch dimension; "
+            f"give it the shape [1]"
+        )
     dims = tuple(-1 if isinstance(dim, Axis) else dim for dim in shape)
     return TensorSpec(tensor.name, tensor.datatype, dims or (1,), reshape=None if dims else ())
 
@@ -81,7 +87,7 @@ def publish(
     job: Job, baseline: Artifact, result: Artifact, measured: Measured, inputs_sha256: Mapping[str, str]
 ) -> tuple[Published, ...]:
     """Both entries; an entry whose latest version holds the very same files and configuration is left as it is.
-    Raises RepositoryError when the repository cannot be written."""
+    Raises RepositoryError, ConfigError, CardError."""
     publication = job.publish
     assert publication is not None
     where = Where(job.recipe, "publish")

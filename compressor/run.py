@@ -13,7 +13,8 @@ from compressor.fields import Where
 from compressor.job import Job
 from compressor.pipeline import Made
 from compressor.progress import Teller
-from protos.card import Latency
+from protos.card import CardError, Latency
+from protos.model_config import ConfigError
 from protos.repository import RepositoryError
 
 
@@ -88,7 +89,7 @@ def _measure(job: Job, made: Made, teller: Teller) -> Measured:
 def _publish(job: Job, made: Made, measured: Measured, hashes: dict[str, str]) -> tuple[publish.Published, ...]:
     try:
         return publish.publish(job, made.baseline, made.result, measured, hashes)
-    except RepositoryError as error:
+    except (RepositoryError, ConfigError, CardError, OSError) as error:
         raise Where(job.recipe, "publish").fault(str(error)) from error
 
 
