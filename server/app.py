@@ -94,7 +94,7 @@ class Server:
         if self.grpc_port:
             drained = self._grpc.drain(left)
             # the listener goes first: what arrives from here on is refused by the transport
-            self._grpc.stop()
+            self._grpc.stop(grace=1.0 if drained else 0)
         if self.metrics_port:
             self._metrics.stop()
         self.catalog.stop(max(0.0, left - (time.monotonic() - began)) if drained else 0)

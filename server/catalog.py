@@ -27,6 +27,8 @@ from server.states import UNLOADED, Row, State, Status
 
 MAX_VERSION = (1 << 63) - 1
 STOPPING = "Server is stopping"
+CLOSE_SECS = 0.5
+"""What a stopping server waits for models to give back their memory, on top of its timeout."""
 NOT_ALLOWED = "explicit model load / unload is not allowed if polling is enabled"
 
 
@@ -204,7 +206,7 @@ class Catalog:
         models, self._serving = self.models(), {}
         self._retire(models, timeout)
         for thread in tuple(self._retiring):
-            thread.join(timeout + 1)
+            thread.join(timeout + CLOSE_SECS)
 
     # --- inside ---
 

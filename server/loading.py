@@ -43,7 +43,10 @@ class EntryLoader:
         session = backend.load(LoadRequest(path, config, instances, options, verified=found is not None))
         try:
             complete = autocomplete.complete(
-                config, session.io, default_max_batch_size=self._settings.default_max_batch_size(backend.name)
+                config,
+                session.io,
+                default_max_batch_size=self._settings.default_max_batch_size(backend.name),
+                auto_complete=self._settings.auto_complete_config,
             )
             labels = classification.read_labels(entry.path, complete)
             model = Model(

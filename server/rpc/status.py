@@ -6,6 +6,7 @@ from enum import IntEnum
 
 from server import errors
 from server.errors import ServerError
+from server.logs import clean
 
 
 class Code(IntEnum):
@@ -45,6 +46,5 @@ def code_of(error: ServerError) -> Code:
 
 
 def text_of(error: ServerError) -> str:
-    """The error's own text; one that echoes something large is cut."""
-    text = str(error)
-    return text if len(text) <= TEXT_LIMIT else f"{text[:TEXT_LIMIT]}… ({len(text)} characters)"
+    """The error's own text on one line: what it echoes of a client's bytes is escaped, and cut where it is large."""
+    return clean(error, TEXT_LIMIT)

@@ -1,0 +1,453 @@
+"""The catalog: which versions serve, in which state, and that a load, good or bad, never harms what serves."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from protos.datatypes import BY_NAME
+from server.catalog import NOT_ALLOWED, Catalog, parse_version
+from server.errors import InvalidRequest, NotFound, ServerError, Unavailable
+from server.loading import EntryLoader
+from server.request import InferRequest, Result, Tensor
+from server.states import MOVES, Row, State, Status
+from tests.server.harness import SETTINGS, running, write_card, write_entry
+
+FP32 = BY_NAME["FP32"]
+
+
+@contextmanager
+def catalog_of(*roots: Path, start: tuple[str, ...] = (), **options: Any) -> Iterator[Catalog]:
+    catalog = Catalog(roots, EntryLoader(SETTINGS), threads=2, **options)
+    try:
+        catalog.start(start)
+        yield catalog
+    finally:
+        catalog.stop(10)
+
+
+def ask(catalog: Catalog, name: str = "m", version: str = "") -> Result:
+    """One row's answer."""
+    results: list[Result] = []
+    done = threading.Event()
+
+    def on_done(request: InferRequest, result: Result) -> None:
+        results.append(result)
+        done.set()
+
+    row = np.zeros((1, 4), np.float32)
+    catalog.model(name, version).submit(InferRequest(name, (Tensor("x", FP32, row),)), on_done)
+    assert done.wait(10)
+    return results[0]
+
+
+def answer(catalog: Catalog, name: str = "m", version: str = "") -> float:
+    result = ask(catalog, name, version)
+    assert not isinstance(result, ServerError), result
+    return float(result.outputs[0].array.flat[0])
+
+
+def eventually(condition: Callable[[], bool], changed: threading.Event) -> None:
+    """Wait for a state that other threads bring about; `changed` is set at every change of the catalog."""
+    for _ in range(1000):
+        if condition():
+            return
+        changed.wait(0.01)
+        changed.clear()
+    raise AssertionError("it did not happen")
+
+
+def states(catalog: Catalog) -> dict[tuple[str, str], tuple[str, str]]:
+    return {(row.name, row.version): (row.state, row.reason) for row in catalog.index()}
+
+
+# --- what serves ---
+
+
+def test_the_latest_version_serves_by_default(tmp_path: Path) -> None:
+    write_entry(tmp_path, version=1, constant=1)
+    write_entry(tmp_path, version=10, constant=10)
+    write_entry(tmp_path, version=9, constant=9)
+    with catalog_of(tmp_path) as catalog:
+        assert catalog.versions("m") == (10,)
+        assert answer(catalog) == 10
+
+
+@pytest.mark.parametrize(
+    ("policy", "served"),
+    [("all { }", (1, 2, 3)), ("latest { num_versions: 2 }", (2, 3)), ("specific { versions: [1, 3] }", (1, 3))],
+)
+def test_the_version_policy_decides(tmp_path: Path, policy: str, served: tuple[int, ...]) -> None:
+    for version in (1, 2, 3):
+        write_entry(tmp_path, version=version, constant=version, config=f"version_policy: {{ {policy} }}\n")
+    with catalog_of(tmp_path) as catalog:
+        assert catalog.versions("m") == served
+        assert [answer(catalog, version=str(v)) for v in served] == list(served)
+        assert answer(catalog) == served[-1]
+        assert states(catalog) == {("m", str(v)): ("READY", "") for v in served}
+
+
+def test_a_policy_that_selects_nothing_is_a_reason(tmp_path: Path) -> None:
+    write_entry(tmp_path, config="version_policy: { specific { versions: [7] } }\n")
+    with catalog_of(tmp_path) as catalog:
+        assert "at least one version must be available under the version policy of model 'm'" in str(states(catalog))
+        assert not catalog.ready
+
+
+@pytest.mark.parametrize("text", ["x", "1.0", "", "0", "-1", "9" * 30, "９", " 1", "1\n"])
+def test_a_version_is_a_whole_number_above_0(text: str) -> None:
+    if not text:
+        assert parse_version(text) == 0
+        return
+    with pytest.raises(InvalidRequest, match="version should be an integral value > 0"):
+        parse_version(text)
+
+
+def test_lookups_say_what_is_missing(tmp_path: Path) -> None:
+    write_entry(tmp_path)
+    with catalog_of(tmp_path) as catalog:
+        with pytest.raises(NotFound, match=r"^Request for unknown model: 'n' is not found$"):
+            catalog.model("n")
+        with pytest.raises(NotFound, match=r"^Request for unknown model: 'm' version 2 is not found$"):
+            catalog.model("m", "2")
+
+
+# --- what does not load ---
+
+
+def test_a_model_that_does_not_load_says_why_and_the_others_serve(tmp_path: Path) -> None:
+    write_entry(tmp_path, "bad", behaviour={"load_error": "out of flour"})
+    write_entry(tmp_path, "good", constant=1)
+    with catalog_of(tmp_path) as catalog:
+        assert answer(catalog, "good") == 1
+        state, reason = states(catalog)["bad", "1"]
+        assert state == "UNAVAILABLE"
+        assert "out of flour" in reason
+        with pytest.raises(Unavailable, match="'bad' version 1 is not at ready state"):
+            catalog.model("bad", "1")
+        with pytest.raises(NotFound, match="'bad' has no available versions"):
+            catalog.model("bad")
+        assert not catalog.ready, "strict"
+    with catalog_of(tmp_path, strict=False) as catalog:
+        assert catalog.ready
+
+
+def test_one_bad_version_fails_the_load_of_all_as_in_triton(tmp_path: Path) -> None:
+    write_entry(tmp_path, version=1, config="version_policy: { all { } }\n")
+    write_entry(tmp_path, version=2, behaviour={"load_error": "burnt"})
+    catalog = Catalog((tmp_path,), EntryLoader(SETTINGS))
+    failed = catalog.start()
+    assert failed["m"].startswith("load failed for model 'm': version 2 is at UNAVAILABLE state: ")
+    assert "burnt;" in failed["m"]
+    assert catalog.versions("m") == ()
+    catalog.stop()
+
+
+@pytest.mark.parametrize("config", ["max_batch_size: -1\n", "no such field", "sequence_batching { }\n", "\xff"])
+def test_a_config_that_cannot_be_used_is_a_reason_without_paths(tmp_path: Path, config: str) -> None:
+    write_entry(tmp_path, config=config)
+    with catalog_of(tmp_path) as catalog:
+        (row,) = catalog.index()
+        assert row.state == "UNAVAILABLE"
+        assert row.reason
+        assert str(tmp_path) not in row.reason
+
+
+def test_an_unsupported_field_is_named(tmp_path: Path) -> None:
+    write_entry(tmp_path, config="sequence_batching { }\n")
+    with catalog_of(tmp_path) as catalog:
+        assert "sequence_batching" in catalog.index()[0].reason
+
+
+def test_the_same_name_in_two_repositories_is_refused(tmp_path: Path) -> None:
+    for root in ("a", "b"):
+        write_entry(tmp_path / root)
+    with catalog_of(tmp_path / "a", tmp_path / "b") as catalog:
+        assert "model appears in two or more repositories" in catalog.index()[0].reason
+        assert not catalog.models()
+
+
+def test_several_repositories_make_one_catalog(tmp_path: Path) -> None:
+    write_entry(tmp_path / "a", "one", constant=1)
+    write_entry(tmp_path / "b", "two", constant=2)
+    with catalog_of(tmp_path / "a", tmp_path / "b") as catalog:
+        assert (answer(catalog, "one"), answer(catalog, "two")) == (1, 2)
+
+
+# --- cards ---
+
+
+def test_a_version_that_matches_its_card_loads(tmp_path: Path) -> None:
+    write_entry(tmp_path, constant=1)
+    write_card(tmp_path)
+    with catalog_of(tmp_path) as catalog:
+        assert answer(catalog) == 1
+
+
+def test_a_file_that_does_not_match_its_card_is_refused(tmp_path: Path) -> None:
+    entry = write_entry(tmp_path, constant=1)
+    write_card(tmp_path)
+    file = entry / "1" / "model.fake"
+    file.write_text(file.read_text().replace("constant = 1", "constant = 2"))
+    with catalog_of(tmp_path) as catalog:
+        (row,) = catalog.index()
+        assert row.state == "UNAVAILABLE"
+        assert "model.fake" in row.reason
+        assert "SHA-256" in row.reason or "sha256" in row.reason.lower()
+        assert str(tmp_path) not in row.reason
+
+
+def test_a_card_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    entry = write_entry(tmp_path)
+    (entry / "1" / "card.json").write_text("{")
+    with catalog_of(tmp_path) as catalog:
+        assert catalog.index()[0].state == "UNAVAILABLE"
+
+
+# --- control modes ---
+
+
+@pytest.mark.parametrize("mode", ["none", "poll"])
+def test_clients_may_load_and_unload_only_in_explicit_mode(tmp_path: Path, mode: str) -> None:
+    write_entry(tmp_path)
+    with catalog_of(tmp_path, mode=mode) as catalog:
+        for call in (catalog.load, catalog.unload):
+            with pytest.raises(Unavailable, match=f"^{NOT_ALLOWED}$"):
+                call("m")
+
+
+def test_explicit_mode_loads_what_is_named_and_lists_the_rest(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_entry(tmp_path, name)
+    with catalog_of(tmp_path, mode="explicit", start=("a", "b")) as catalog:
+        assert [m.name for m in catalog.models()] == ["a", "b"]
+        assert catalog.ready
+        assert catalog.index()[-1] == Row("c")
+        assert [row.name for row in catalog.index(ready_only=True)] == ["a", "b"]
+    with catalog_of(tmp_path, mode="explicit") as catalog:
+        assert catalog.models() == ()
+    with catalog_of(tmp_path, mode="explicit", start=("*",)) as catalog:
+        assert len(catalog.models()) == 3
+
+
+def test_load_serve_unload(tmp_path: Path) -> None:
+    write_entry(tmp_path, constant=5)
+    changed = threading.Event()
+    with catalog_of(tmp_path, mode="explicit", changed=changed.set) as catalog:
+        catalog.load("m")
+        assert answer(catalog) == 5
+        catalog.unload("m")
+        with pytest.raises(NotFound, match="'m' has no available versions"):
+            catalog.model("m")
+        eventually(lambda: states(catalog) == {("m", "1"): ("UNAVAILABLE", "unloaded")}, changed)
+        assert catalog.ready, "what was unloaded on purpose does not count"
+        catalog.load("m")
+        assert answer(catalog) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "text"),
+    [
+        ("", InvalidRequest, "Model name cannot be empty. Please enter a valid name to deploy."),
+        ("nobody", NotFound, "failed to load 'nobody', failed to poll from model repository"),
+        ("../m", InvalidRequest, "invalid model name '../m', model name must not contain path traversal characters"),
+        ("/etc", InvalidRequest, "invalid model name '/etc', model name must not contain path traversal characters"),
+        ("a\0b", InvalidRequest, "invalid model name 'a\0b', model name must not contain path traversal characters"),
+    ],
+)
+def test_names_from_clients_are_checked(tmp_path: Path, name: str, error: type[ServerError], text: str) -> None:
+    with catalog_of(tmp_path, mode="explicit") as catalog:
+        with pytest.raises(error) as caught:
+            catalog.load(name)
+        assert str(caught.value) == text
+        assert catalog.index() == (), "a name that was only asked for leaves nothing behind"
+        if name == "nobody":
+            catalog.unload(name)
+
+
+def test_a_config_given_with_the_load_replaces_the_file_s(tmp_path: Path) -> None:
+    write_entry(tmp_path, version=1, constant=1)
+    write_entry(tmp_path, version=2, constant=2)
+    with catalog_of(tmp_path, mode="explicit") as catalog:
+        catalog.load("m", '{"version_policy": {"all": {}}, "max_batch_size": 2}')
+        assert catalog.versions("m") == (1, 2)
+        assert catalog.model("m").config.max_batch_size == 2
+        catalog.load("m")
+        assert catalog.versions("m") == (2,)
+        for bad in ('{"name": "other"}', "{", '{"nonsense": 1}'):
+            with pytest.raises(InvalidRequest, match="load parameter 'config'"):
+                catalog.load("m", bad)
+        assert answer(catalog) == 2
+
+
+# --- reload ---
+
+
+def test_a_reload_serves_the_new_and_finishes_the_old(tmp_path: Path) -> None:
+    write_entry(tmp_path, constant=1, behaviour={"gate": "closed"})
+    results: list[Result] = []
+    done = threading.Event()
+    with running(tmp_path, model_control_mode="explicit", load_models=("m",)) as server:
+        catalog = server.server.catalog
+        old = server.session()
+        row = Tensor("x", FP32, np.zeros((1, 4), np.float32))
+        catalog.model("m").submit(InferRequest("m", (row,)), lambda _, result: (results.append(result), done.set()))
+        assert old.gate.arrived(1)
+        write_entry(tmp_path, constant=2)
+        catalog.load("m")
+        assert answer(catalog) == 2, "never the old after the load has returned"
+        assert not results
+        old.gate.open()
+        assert done.wait(10)
+    assert not isinstance(results[0], ServerError)
+    assert float(results[0].outputs[0].array.flat[0]) == 1
+    assert old.closed
+
+
+@pytest.mark.parametrize("harm", ["model", "config", "card", "version"])
+def test_a_reload_that_fails_leaves_the_old_serving_with_the_reason_in_the_index(tmp_path: Path, harm: str) -> None:
+    entry = write_entry(tmp_path, constant=1)
+    with catalog_of(tmp_path, mode="explicit", start=("m",)) as catalog:
+        if harm == "model":
+            write_entry(tmp_path, behaviour={"load_error": "bad"})
+        elif harm == "config":
+            (entry / "config.pbtxt").write_text("nonsense")
+        elif harm == "card":
+            (entry / "1" / "card.json").write_text("{")
+        else:
+            write_entry(tmp_path, version=2, behaviour={"load_error": "bad"})
+        for _ in range(5):
+            with pytest.raises(InvalidRequest, match="load"):
+                catalog.load("m")
+            assert answer(catalog) == 1
+        assert catalog.model("m").version == 1
+        assert any(row.reason for row in catalog.index())
+        assert states(catalog)["m", "1"][0] == "READY"
+
+
+def test_reloads_under_load_lose_nothing_and_never_go_back(tmp_path: Path) -> None:
+    write_entry(tmp_path, constant=0)
+    with catalog_of(tmp_path, mode="explicit", start=("m",)) as catalog:
+        stop = threading.Event()
+        trouble: list[object] = []
+        asked = [0, 0]
+        loaded = [0]
+
+        def client(number: int) -> None:
+            while not stop.is_set():
+                at_least = loaded[0]
+                model = catalog.model("m")
+                result = ask(catalog)
+                if isinstance(result, Unavailable) and catalog.model("m") is not model:
+                    continue  # closed between look-up and push: the front end asks the new one, and so do we
+                if isinstance(result, ServerError) or result.outputs[0].array.flat[0] < at_least:
+                    trouble.append(result)
+                asked[number] += 1
+
+        threads = [threading.Thread(target=client, args=(number,)) for number in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for round_ in range(1, 31):
+            write_entry(tmp_path, constant=round_)
+            catalog.load("m")
+            loaded[0] = round_
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not trouble
+    assert min(asked) > 0
+
+
+# --- polling ---
+
+
+def test_polling_loads_what_is_new_reloads_what_changed_and_drops_what_is_gone(tmp_path: Path) -> None:
+    write_entry(tmp_path, "a", constant=1)
+    changed = threading.Event()
+    with catalog_of(tmp_path, mode="poll", changed=changed.set) as catalog:
+        write_entry(tmp_path, "b", constant=2)
+        assert catalog.poll() == {}
+        assert answer(catalog, "b") == 2
+        write_entry(tmp_path, "a", constant=3)
+        catalog.poll()
+        assert answer(catalog, "a") == 3
+        shutil.rmtree(tmp_path / "a")
+        catalog.poll()
+        with pytest.raises(NotFound, match="'a' is not found"):
+            catalog.model("a")
+        assert [row.name for row in catalog.index()] == ["b"]
+
+
+def test_polling_keeps_versions_that_did_not_change(tmp_path: Path) -> None:
+    write_entry(tmp_path, version=1, config="version_policy: { all { } }\n", constant=1)
+    with catalog_of(tmp_path, mode="poll") as catalog:
+        first = catalog.model("m", "1")
+        catalog.poll()
+        assert catalog.model("m", "1") is first
+        write_entry(tmp_path, version=2, constant=2)
+        catalog.poll()
+        assert catalog.versions("m") == (1, 2)
+        assert catalog.model("m", "1") is first
+        assert answer(catalog, version="1") == 1
+
+
+def test_polling_does_not_try_a_bad_entry_again_until_it_changes(tmp_path: Path) -> None:
+    write_entry(tmp_path, behaviour={"load_error": "bad"})
+    with catalog_of(tmp_path, mode="poll") as catalog:
+        assert catalog.poll() == {}
+        assert not catalog.ready
+        write_entry(tmp_path, constant=1)
+        assert catalog.poll() == {}
+        assert answer(catalog) == 1
+        assert catalog.ready
+
+
+# --- states ---
+
+
+def test_storms_of_loads_and_unloads_end_in_a_true_index(tmp_path: Path) -> None:
+    write_entry(tmp_path, constant=1)
+    with catalog_of(tmp_path, mode="explicit") as catalog:
+
+        def storm() -> None:
+            for _ in range(15):
+                catalog.load("m")
+                catalog.unload("m")
+
+        threads = [threading.Thread(target=storm) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        catalog.load("m")
+        assert states(catalog) == {("m", "1"): ("READY", "")}
+        assert answer(catalog) == 1
+
+
+def test_a_stopping_catalog_takes_no_more_loads(tmp_path: Path) -> None:
+    write_entry(tmp_path)
+    catalog = Catalog((tmp_path,), EntryLoader(SETTINGS), mode="explicit")
+    catalog.start(("m",))
+    catalog.stop(1)
+    assert not catalog.ready
+    assert not catalog.is_ready("m")
+    with pytest.raises(Unavailable):
+        catalog.load("m")
+
+
+def test_only_the_moves_in_the_table_exist() -> None:
+    assert set(MOVES) == set(State)
+    for state, targets in MOVES.items():
+        for target in State:
+            if target in targets:
+                assert Status(state).to(target).state is target
+            else:
+                with pytest.raises(RuntimeError, match="no move from"):
+                    Status(state).to(target)
