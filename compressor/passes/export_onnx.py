@@ -70,7 +70,7 @@ class ExportOnnx:
         at = probe.sizes(artifact.inputs, 0)
         feeds = probe.random_inputs(artifact.inputs, at, {}, np.random.default_rng(seed))
         args = _arguments(artifact, feeds, module)
-        expected = _flatten(module(*args), artifact)
+        expected = _call(module, args, artifact)
         with quiet():
             try:
                 program = torch.onnx.export(
@@ -97,12 +97,9 @@ class ExportOnnx:
         for variant in (0, 1, 2):
             at = probe.sizes(artifact.inputs, variant)
             feeds = probe.random_inputs(artifact.inputs, at, bounds, np.random.default_rng([seed, variant]))
-            answer = _flatten(module(*_arguments(artifact, feeds, module)), artifact)
-            try:
-                got = run.run(names, {name: feeds[name] for name in _fed(run)})
-            except Exception as error:  # noqa: BLE001  onnxruntime raises a class per status code
-                why = probe.one_line(error)
-                raise PassError(f"export_onnx: the exported model fails at sizes {at}: {why}") from None
+            answer = _call(module, _arguments(artifact, feeds, module), artifact)
+            fed = {value.name: feeds[value.name] for value in run.get_inputs()}
+            got = probe.run(run, names, fed, "export_onnx: the exported model")
             found = probe.distance(names, [_array(value) for value in answer], got)
             if found.relative > self.tolerance:
                 raise PassError(f"export_onnx: output {found.output!r} differs from the torch model's by "
@@ -123,10 +120,6 @@ def reason(error: BaseException) -> str:
     return " ".join([lines[0].split(" For more information")[0], *details[:2]])[:500]
 
 
-def _fed(run: Any) -> list[str]:
-    return [value.name for value in run.get_inputs()]
-
-
 def _array(value: torch.Tensor) -> np.ndarray[Any, Any]:
     value = value.detach().cpu()
     return value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
@@ -140,6 +133,16 @@ def _arguments(artifact: Artifact, feeds: probe.Arrays, module: torch.nn.Module)
         else torch.from_numpy(feeds[t.name]).to(device)
         for t in artifact.inputs
     )
+
+
+def _call(module: torch.nn.Module, args: tuple[torch.Tensor, ...], artifact: Artifact) -> list[torch.Tensor]:
+    try:
+        answer = module(*args)
+    except Exception as error:  # noqa: BLE001  the user's own code runs here
+        shapes = ", ".join(f"{t.name} {tuple(arg.shape)}" for t, arg in zip(artifact.inputs, args, strict=True))
+        raise RecipeError(f"export_onnx: the model fails on random inputs ({shapes}): {type(error).__name__}: "
+                          f"{probe.one_line(error)}") from None
+    return _flatten(answer, artifact)
 
 
 def _flatten(answer: Any, artifact: Artifact) -> list[torch.Tensor]:

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import onnx
@@ -148,8 +148,9 @@ def check_same(artifact: Artifact, path: Path, tolerance: float, seed: int) -> p
     worst = probe.Distance("", 0.0, 0.0)
     for variant in (0, 1, 2):
         at = probe.sizes(artifact.inputs, variant)
-        feeds: dict[str, Any] = probe.random_inputs(artifact.inputs, at, bounds, np.random.default_rng([seed, variant]))
-        found = probe.distance(names, before.run(names, feeds), after.run(names, feeds))
+        feeds = probe.random_inputs(artifact.inputs, at, bounds, np.random.default_rng([seed, variant]))
+        expected = probe.run(before, names, feeds, "optimize: the model before")
+        found = probe.distance(names, expected, probe.run(after, names, feeds, "optimize: the result"))
         if found.relative > tolerance:
             raise PassError(f"optimize: output {found.output!r} differs from the model before by {found.relative:.2g} "
                             f"of its largest magnitude at sizes {at}, allowed is {tolerance:g}")

@@ -45,6 +45,16 @@ def one_line(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:300]
 
 
+def run(model: onnxruntime.InferenceSession, names: Sequence[str], feeds: Arrays,
+        what: str) -> list[np.ndarray[Any, Any]]:
+    """The model's answers. Raises PassError with onnxruntime's reason and the shapes that were fed, in one line."""
+    try:
+        return list(model.run(list(names), dict(feeds)))
+    except Exception as error:  # noqa: BLE001  onnxruntime raises a class per status code, without a common base
+        shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
+        raise PassError(f"{what} does not run on random inputs ({shapes}): {one_line(error)}") from None
+
+
 def sizes(inputs: Sequence[Tensor], variant: int) -> dict[str, int]:
     """A size for each axis within its limits: two variants differ wherever the limits allow it, and no two axes of a
     variant are alike, so that a size that was mistaken for another one, or fixed, shows."""
@@ -85,7 +95,7 @@ def random_inputs(inputs: Iterable[Tensor], at: Mapping[str, int], bounds: Mappi
     for tensor in inputs:
         shape = tuple(at[axis.name] if isinstance(axis, Axis) else axis for axis in tensor.shape)
         if tensor.datatype.name == "BYTES":
-            raise RecipeError(f"input {tensor.name!r}: text cannot be made up, a model with text inputs is not checked")
+            raise RecipeError(f"input {tensor.name!r}: text cannot be made up, so the pass cannot be checked")
         if "mask" in tensor.name.lower() and len(shape) > 1:
             kept = generator.integers(1, shape[-1] + 1, size=(*shape[:-1], 1))
             kept[0] = shape[-1]

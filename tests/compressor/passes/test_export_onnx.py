@@ -143,6 +143,13 @@ def test_outputs_that_do_not_match_the_recipe_are_named(tmp_path: Path) -> None:
             m.run_pass(ExportOnnx(), m.torch_artifact(Two(), (m.X,), outputs), m.context(tmp_path))
 
 
+def test_a_model_that_fails_is_one_line_with_the_shapes(tmp_path: Path) -> None:
+    artifact = m.torch_artifact(torch.nn.Linear(31, 24), (m.X,), (m.Y,))
+    with pytest.raises(RecipeError, match=r"fails on random inputs \(x \(3, 32\)\): RuntimeError: mat1") as caught:
+        m.run_pass(ExportOnnx(), artifact, m.context(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
 def test_an_axis_must_have_a_name_that_the_exporter_takes(tmp_path: Path) -> None:
     odd = m.tensor("x", "FP32", Axis("two words"), 32)
     with pytest.raises(RecipeError, match="axis 'two words' of 'x' must be an identifier"):

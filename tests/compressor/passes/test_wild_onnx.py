@@ -188,6 +188,28 @@ def test_an_lstm_is_quantized(tmp_path: Path) -> None:
     dynamic(model, tmp_path, 2, feeds=(feeds,), inputs=(x,), outputs=(y,))
 
 
+def test_weights_inside_a_loop_are_quantized_in_dynamic_form(tmp_path: Path) -> None:
+    y = m.tensor("y", "FP32", m.BATCH, 32)
+    info = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("MatMul", ["state", "w"], ["p"]), helper.make_node("Tanh", ["p"], ["next"]),
+         helper.make_node("Identity", ["on"], ["still"])], "body",
+        [info("i", TensorProto.INT64, []), info("on", TensorProto.BOOL, []), info("state", TensorProto.FLOAT, None)],
+        [info("still", TensorProto.BOOL, []), info("next", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(m.weights(32, 32), "w")])
+    model = m.graph([helper.make_node("Loop", ["n", "", "x"], ["y"], "loop", body=body)], {"n": np.array(3)},
+                    outputs=(y,))
+    dynamic(model, tmp_path, 1, outputs=(y,))
+
+
+def test_a_model_with_text_inputs_is_quantized(tmp_path: Path) -> None:
+    text, same = m.tensor("t", "BYTES", m.BATCH), m.tensor("u", "BYTES", m.BATCH)
+    model = m.graph([helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Identity", ["t"], ["u"])],
+                    {"w": m.weights(32, 24)}, inputs=(m.X, text), outputs=(m.Y, same))
+    artifact = m.onnx_artifact(model, tmp_path / "m.onnx", (m.X, text), (m.Y, same))
+    assert m.run_pass(QuantizeDynamic(), artifact, m.context(tmp_path / "out")).effect["weights quantized"] == 1
+
+
 def test_external_weights_are_read_and_the_result_is_one_file(tmp_path: Path) -> None:
     onnx.save_model(m.mlp(), tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
     artifact = m.Artifact(m.Kind.ONNX, (m.X,), (m.Y,), path=tmp_path / "m.onnx")
