@@ -166,5 +166,4 @@ def _cells(row: Row, model: Model | None) -> tuple[str, ...]:
     preferred = config.dynamic_batching.preferred_batch_size if config.dynamic_batching else ()
     if preferred:
         batch += f" (preferred {', '.join(map(str, preferred))})"
-    threads = config.parameters.get("intra_op_thread_count", "auto")
-    return (row.name, row.version, row.state, devices, f"{len(model.instances)} × {threads}", batch)
+    return (row.name, row.version, row.state, devices, f"{len(model.instances)} × {model.threads or '-'}", batch)

@@ -56,8 +56,8 @@ class EntryLoader:
             session.close()
             raise
         seconds = round((self._clock() - began) / 1e9, 3)
-        model_card = "verified" if found is not None else "none"
-        log.info("loaded", model=entry.name, version=version, seconds=seconds, card=model_card, instances=len(instances))
+        checked = "verified" if found is not None else "none"
+        log.info("loaded", model=entry.name, version=version, seconds=seconds, card=checked, instances=len(instances))
         return model
 
 

@@ -72,6 +72,11 @@ class Model:
     def io(self) -> ModelIO:
         return self._session.io
 
+    @property
+    def threads(self) -> int:
+        """Threads that one run of an instance may use; 0 where the backend does not say."""
+        return int(getattr(self._session, "threads", 0))
+
     def submit(self, request: InferRequest, on_done: OnDone) -> None:
         """Have `request` answered. Never raises: whatever becomes of it arrives through `on_done`, exactly once, from
         any thread, also from within this call.

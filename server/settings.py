@@ -114,7 +114,150 @@ def _backend_config(text: str) -> tuple[str, str, str]:
     return backend, key, value
 
 
-_FALSE_TO_STOP = "true|false"
+def _truth_flag(group: argparse._ArgumentGroup, flag: str, default: bool, text: str) -> None:
+    # Triton's booleans want a value; without one they mean true, as in `--disable-auto-complete-config`
+    group.add_argument(flag, type=_truth(flag), default=default, nargs="?", const=True, metavar="true|false",
+                       help=f"{text} (default {str(default).lower()})")  # fmt: skip
+
+
+def _whole_flag(group: argparse._ArgumentGroup, flag: str, default: int, low: int, high: int, text: str) -> None:
+    group.add_argument(flag, type=_whole(flag, low, high), default=default, metavar="N",
+                       help=f"{text} (default {default})")  # fmt: skip
+
+
+def _models(parser: argparse.ArgumentParser) -> None:
+    models = parser.add_argument_group("models")
+    models.add_argument(
+        "--model-repository",
+        "--model-store",
+        action="append",
+        type=Path,
+        metavar="DIR",
+        default=None,
+        help="folder with model entries; may be given several times; required",
+    )
+    models.add_argument(
+        "--model-control-mode",
+        choices=CONTROL_MODES,
+        default="none",
+        metavar="|".join(CONTROL_MODES),
+        help="none: load all at start, then leave the folder alone (default)\n"
+        "poll: look for changes regularly; a copy in progress may be seen half done,\n"
+        "      unless entries are renamed into place, as `demiglace compress` does\n"
+        "explicit: load what --load-model names, then what clients ask for;\n"
+        "      whoever reaches the port can load and unload",
+    )
+    models.add_argument(
+        "--load-model",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="with explicit: load this entry at start; several times, or once as '*' for all",
+    )
+    _whole_flag(
+        models, "--repository-poll-secs", 15, 1, 86400, "with poll: seconds between looks; each look stats all files"
+    )
+    _truth_flag(
+        models, "--disable-auto-complete-config", False, "take config.pbtxt as it is and refuse what is incomplete"
+    )
+    _whole_flag(
+        models,
+        "--model-load-thread-count",
+        4,
+        1,
+        256,
+        "entries loaded at once; each may need its model's memory twice while loading",
+    )
+    models.add_argument(
+        "--backend-config",
+        action="append",
+        type=_backend_config,
+        default=[],
+        metavar="BACKEND,KEY=VALUE",
+        help="setting of a backend, or of all without BACKEND; default-max-batch-size=N is what a\n"
+        "model that can batch gets when its config does not say (default 4)",
+    )
+    _whole_flag(
+        models,
+        "--max-queue-size",
+        4096,
+        1,
+        INT32_MAX,
+        "waiting requests per model version where its config sets no limit; more are refused with\n"
+        "UNAVAILABLE; each waiting request holds its bytes in memory",
+    )
+
+
+def _listeners(parser: argparse.ArgumentParser) -> None:
+    ports = parser.add_argument_group("listeners (loopback unless told otherwise: there is no access control)")
+    _truth_flag(ports, "--allow-grpc", True, "listen for gRPC")
+    ports.add_argument(
+        "--grpc-address",
+        default="127.0.0.1",
+        metavar="ADDR",
+        help="address for gRPC; 0.0.0.0 opens it to the network (default 127.0.0.1)",
+    )
+    _whole_flag(ports, "--grpc-port", 8001, 0, 65535, "port for gRPC; 0 picks a free one and prints it")
+    _whole_flag(
+        ports,
+        "--grpc-max-message-size",
+        256 * MIB,
+        1024,
+        INT32_MAX,
+        "bytes of the largest request; grpcio holds a whole request in memory before it is looked at",
+    )
+    _truth_flag(
+        ports,
+        "--grpc-allow-compression",
+        False,
+        "accept compressed requests; a small one may expand to --grpc-max-message-size",
+    )
+    _truth_flag(ports, "--allow-metrics", True, "listen for Prometheus")
+    ports.add_argument(
+        "--metrics-address",
+        default="127.0.0.1",
+        metavar="ADDR",
+        help="address for metrics; they show names and load of all models (default 127.0.0.1)",
+    )
+    _whole_flag(ports, "--metrics-port", 8002, 0, 65535, "port for metrics; 0 picks a free one and prints it")
+    _truth_flag(ports, "--allow-http", False, "the REST face is not there yet: only false is possible")
+    ports.add_argument("--http-address", default="127.0.0.1", metavar="ADDR", help="kept for the REST face; unused")
+    _whole_flag(ports, "--http-port", 8000, 0, 65535, "kept for the REST face; nothing listens there")
+
+
+def _lifecycle(parser: argparse.ArgumentParser) -> None:
+    life = parser.add_argument_group("lifecycle")
+    life.add_argument("--id", default="triton", metavar="NAME", help="name in the server metadata (default triton)")
+    _truth_flag(
+        life,
+        "--strict-readiness",
+        True,
+        "not ready while any model that should be there is not; false: ready as soon as it listens",
+    )
+    _truth_flag(life, "--exit-on-error", True, "end when a model does not load at start; false: serve the others")
+    _whole_flag(
+        life,
+        "--exit-timeout-secs",
+        30,
+        0,
+        86400,
+        "on SIGTERM wait so long for accepted requests; later ones are cut off",
+    )
+
+
+def _log(parser: argparse.ArgumentParser) -> None:
+    logs = parser.add_argument_group("log (standard error; one event is one line)")
+    _whole_flag(logs, "--log-verbose", 0, 0, 4, "1 and more log every failed request: a client can fill the disk")
+    logs.add_argument(
+        "--log-format",
+        choices=LOG_FORMATS,
+        default="default",
+        metavar="|".join(LOG_FORMATS),
+        help="default: as Triton's; ISO8601: the same with full dates; json: an object per line",
+    )
+    _truth_flag(logs, "--log-info", True, "log what happens")
+    _truth_flag(logs, "--log-warning", True, "log what is odd")
+    _truth_flag(logs, "--log-error", True, "log what failed")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -124,72 +267,8 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawTextHelpFormatter,
         allow_abbrev=False,
     )
-
-    def truth(flag: str, default: bool, text: str, group: argparse._ArgumentGroup) -> None:
-        # Triton's booleans want a value; without one they mean true, as in `--disable-auto-complete-config`
-        group.add_argument(flag, type=_truth(flag), default=default, nargs="?", const=True, metavar=_FALSE_TO_STOP,
-                           help=f"{text} (default {str(default).lower()})")
-
-    def whole(flag: str, default: int, low: int, high: int, text: str, group: argparse._ArgumentGroup) -> None:
-        group.add_argument(flag, type=_whole(flag, low, high), default=default, metavar="N",
-                           help=f"{text} (default {default})")
-
-    models = parser.add_argument_group("models")
-    models.add_argument("--model-repository", "--model-store", action="append", type=Path, metavar="DIR", default=None,
-                        help="folder with model entries; may be given several times; required")
-    models.add_argument("--model-control-mode", choices=CONTROL_MODES, default="none", metavar="|".join(CONTROL_MODES),
-                        help="none: load all at start, then leave the folder alone (default)\n"
-                             "poll: look for changes regularly; a copy in progress may be seen half done,\n"
-                             "      unless entries are renamed into place, as `demiglace compress` does\n"
-                             "explicit: load what --load-model names, then what clients ask for;\n"
-                             "      whoever reaches the port can load and unload")
-    models.add_argument("--load-model", action="append", default=[], metavar="NAME",
-                        help="with explicit: load this entry at start; several times, or once as '*' for all")
-    whole("--repository-poll-secs", 15, 1, 86400, "with poll: seconds between looks; each look stats all files", models)
-    truth("--disable-auto-complete-config", False,
-          "take config.pbtxt as it is and refuse what is incomplete", models)
-    whole("--model-load-thread-count", 4, 1, 256,
-          "entries loaded at once; each may need its model's memory twice while loading", models)
-    models.add_argument("--backend-config", action="append", type=_backend_config, default=[],
-                        metavar="BACKEND,KEY=VALUE",
-                        help="setting of a backend, or of all without BACKEND; default-max-batch-size=N is what a\n"
-                             "model that can batch gets when its config does not say (default 4)")
-    whole("--max-queue-size", 4096, 1, INT32_MAX,
-          "waiting requests per model version where its config sets no limit; more are refused with\n"
-          "UNAVAILABLE; each waiting request holds its bytes in memory", models)
-
-    ports = parser.add_argument_group("listeners (loopback unless told otherwise: there is no access control)")
-    truth("--allow-grpc", True, "listen for gRPC", ports)
-    ports.add_argument("--grpc-address", default="127.0.0.1", metavar="ADDR",
-                       help="address for gRPC; 0.0.0.0 opens it to the network (default 127.0.0.1)")
-    whole("--grpc-port", 8001, 0, 65535, "port for gRPC; 0 picks a free one and prints it", ports)
-    whole("--grpc-max-message-size", 256 * MIB, 1024, INT32_MAX,
-          "bytes of the largest request; grpcio holds a whole request in memory before it is looked at", ports)
-    truth("--grpc-allow-compression", False,
-          "accept compressed requests; a small one may expand to --grpc-max-message-size", ports)
-    truth("--allow-metrics", True, "listen for Prometheus", ports)
-    ports.add_argument("--metrics-address", default="127.0.0.1", metavar="ADDR",
-                       help="address for metrics; they show names and load of all models (default 127.0.0.1)")
-    whole("--metrics-port", 8002, 0, 65535, "port for metrics; 0 picks a free one and prints it", ports)
-    truth("--allow-http", False, "the REST face is not there yet: only false is possible", ports)
-    ports.add_argument("--http-address", default="127.0.0.1", metavar="ADDR", help="kept for the REST face; unused")
-    whole("--http-port", 8000, 0, 65535, "kept for the REST face; nothing listens there", ports)
-
-    life = parser.add_argument_group("lifecycle")
-    life.add_argument("--id", default="triton", metavar="NAME", help="name in the server metadata (default triton)")
-    truth("--strict-readiness", True,
-          "not ready while any model that should be there is not; false: ready as soon as it listens", life)
-    truth("--exit-on-error", True, "end when a model does not load at start; false: serve the others", life)
-    whole("--exit-timeout-secs", 30, 0, 86400,
-          "on SIGTERM wait so long for accepted requests; later ones are cut off", life)
-
-    logs = parser.add_argument_group("log (standard error; one event is one line)")
-    whole("--log-verbose", 0, 0, 4, "1 and more log every request: costs latency under load", logs)
-    logs.add_argument("--log-format", choices=LOG_FORMATS, default="default", metavar="|".join(LOG_FORMATS),
-                      help="default: as Triton's; ISO8601: the same with full dates; json: an object per line")
-    truth("--log-info", True, "log what happens", logs)
-    truth("--log-warning", True, "log what is odd", logs)
-    truth("--log-error", True, "log what failed", logs)
+    for add in (_models, _listeners, _lifecycle, _log):
+        add(parser)
     return parser
 
 

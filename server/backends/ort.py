@@ -73,6 +73,7 @@ class OrtSession:
     def __init__(
         self, sessions: Mapping[Device, ort.InferenceSession], devices: Sequence[Device], options: Options
     ) -> None:
+        self.threads = options.intra_op_threads
         self._io = _io(next(iter(sessions.values())))
         infos = (*self._io.inputs, *self._io.outputs)
         bf16 = any(info.datatype is _BF16 for info in infos)

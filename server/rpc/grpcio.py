@@ -141,6 +141,7 @@ class GrpcServer:
     def stop(self, grace: float = 1.0) -> None:
         """Close the listener and, after `grace` seconds at most, what is still open."""
         self._service.draining = True
+        self._loop.call_soon_threadsafe(self._health.end)
         if self._server is not None:
             asyncio.run_coroutine_threadsafe(self._server.stop(grace), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)

@@ -22,6 +22,7 @@ class Health:
     def __init__(self, ready: Callable[[], bool]) -> None:
         self._ready = ready
         self._watchers: set[asyncio.Event] = set()
+        self._ended = False
 
     def check(self, body: bytes) -> bytes:
         try:
@@ -31,13 +32,13 @@ class Health:
         return self._answer(self._ready())
 
     async def watch(self, body: bytes) -> AsyncIterator[bytes]:
-        """The state now, and again whenever it changes; ends only with the call."""
+        """The state now, and again whenever it changes; ends with the call or the server."""
         self.check(body)
         changed = asyncio.Event()
         self._watchers.add(changed)
         told: bool | None = None
         try:
-            while True:
+            while not self._ended:
                 changed.clear()
                 ready = self._ready()
                 if ready is not told:
@@ -50,6 +51,11 @@ class Health:
     def refresh(self) -> None:
         for changed in self._watchers:
             changed.set()
+
+    def end(self) -> None:
+        """The server is going: nobody has to wait for those who watch."""
+        self._ended = True
+        self.refresh()
 
     @staticmethod
     def _answer(ready: bool) -> bytes:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,10 @@ from protos import card, repository
 from protos.datatypes import BY_NAME
 from server.app import Server
 from server.backends.fake import FakeSession
+from server.catalog import Catalog
+from server.errors import ServerError
+from server.loading import EntryLoader
+from server.request import InferRequest, Result, Tensor
 from server.settings import Settings
 
 SETTINGS = Settings(repositories=(), grpc_port=0, metrics_port=0, exit_timeout_secs=10, model_load_thread_count=2)
@@ -51,6 +56,54 @@ def write_card(root: Path, name: str = "m", version: int = 1) -> Path:
     files = card.hashes(folder)
     found = card.Card(name, version, "2026-01-01T00:00:00Z", (), (), {}, 1, 1, (), {}, files, {}, {})
     return card.write(found, folder)
+
+
+FP32 = BY_NAME["FP32"]
+
+
+@contextmanager
+def catalog_of(*roots: Path, start: tuple[str, ...] = (), **options: Any) -> Iterator[Catalog]:
+    catalog = Catalog(roots, EntryLoader(SETTINGS), threads=2, **options)
+    try:
+        catalog.start(start)
+        yield catalog
+    finally:
+        catalog.stop(10)
+
+
+def ask(catalog: Catalog, name: str = "m", version: str = "") -> Result:
+    """One row's answer."""
+    results: list[Result] = []
+    done = threading.Event()
+
+    def on_done(request: InferRequest, result: Result) -> None:
+        results.append(result)
+        done.set()
+
+    row = np.zeros((1, 4), np.float32)
+    catalog.model(name, version).submit(InferRequest(name, (Tensor("x", FP32, row),)), on_done)
+    assert done.wait(10)
+    return results[0]
+
+
+def answer(catalog: Catalog, name: str = "m", version: str = "") -> float:
+    result = ask(catalog, name, version)
+    assert not isinstance(result, ServerError), result
+    return float(result.outputs[0].array.flat[0])
+
+
+def eventually(condition: Callable[[], bool], changed: threading.Event) -> None:
+    """Wait for a state that other threads bring about; `changed` is set at every change of the catalog."""
+    for _ in range(1000):
+        if condition():
+            return
+        changed.wait(0.01)
+        changed.clear()
+    raise AssertionError("it did not happen")
+
+
+def states(catalog: Catalog) -> dict[tuple[str, str], tuple[str, str]]:
+    return {(row.name, row.version): (row.state, row.reason) for row in catalog.index()}
 
 
 @dataclass

@@ -51,7 +51,7 @@ def test_start_prints_where_it_listens_what_it_serves_and_ready(tmp_path: Path) 
         out = [line for line in child.lines if not re.match(r"[VIWE]\d{4} ", line)]
         assert re.fullmatch(r"gRPC listening on 127\.0\.0\.1:\d+", out[0])
         assert re.fullmatch(r"metrics listening on 127\.0\.0\.1:\d+", out[1])
-        assert out[2] == "model=m  version=1  state=READY  device=CPU  instances × threads=1 × auto  batch=1-8"
+        assert out[2] == "model=m  version=1  state=READY  device=CPU  instances × threads=1 × -  batch=1-8"
         assert out[3] == "ready: 1 model versions, 0 entries not loaded"
         with triton.InferenceServerClient(child.url) as client:
             assert client.is_server_ready()
