@@ -24,7 +24,7 @@ URL ?= localhost:8001
 SERVE ?=
 LOAD ?= --concurrency-range 1:32:x4 --shape input_ids:128 --shape attention_mask:128
 
-.PHONY: help install demo compress serve loadtest test bench lint types proto check clean
+.PHONY: help install demo compress serve loadtest test bench peer lint types proto check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ test: install ## the whole test suite (CPU; GPU tests run where there is one)
 
 bench: install ## speed, as ratios within one run: served against a bare onnxruntime loop, memory per instance
 	$(RUN) -m tests.bench
+
+peer: install ## load model_repo unchanged in a real Triton beside ours, compare metadata, answers and error texts
+	$(RUN) -m tests.peers.triton --repository $(REPOSITORY)
 
 lint: install ## ruff: style and errors
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
