@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -75,9 +76,13 @@ def raised(error: BaseException, spec: str, where: Where) -> RecipeError:
     return where.fault(f"{spec} raised {one_line(error)}{place}")
 
 
+_RUNTIME = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+:\d+ [^()]*\([^()]*\) ?(const )?")
+"""What onnxruntime puts around its reasons: a code, a place in its sources, a C++ signature."""
+
+
 def one_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[:3])
+    text = _RUNTIME.sub("", " ".join(lines[:3]))
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 

@@ -58,6 +58,41 @@ def of_onnx(path: Path) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     return tuple(tensor(*row) for row in ins), tuple(tensor(*row) for row in outs)
 
 
+def proven(path: Path) -> Artifact:
+    """The artifact of an ONNX file, run once. Raises RecipeError where it does not run as it declares itself.
+
+    Files often give sizes that must agree different names (`ids [batch, seq]`, `mask [batch, seq_1]`). Where the model
+    does not run with all of them different, free dimensions at the same place in all inputs are taken to be one.
+    """
+    inputs, outputs = of_onnx(path)
+    free = Artifact(Kind.ONNX, inputs, outputs, path=path)
+    tied = _tied(free)
+    for artifact in dict.fromkeys((free, tied)):
+        try:
+            ensure(artifact, artifact, Kind.ONNX, str(path))
+        except PassError as error:
+            failed = error
+        else:
+            return artifact
+    raise RecipeError(f"{failed}; it was given made-up inputs of the shapes that it declares") from failed
+
+
+def _tied(artifact: Artifact) -> Artifact:
+    """Free dimensions at the same place in all inputs under the name of the first."""
+    names: dict[str, str] = {}
+    at: dict[int, str] = {}
+    for tensor in artifact.inputs:
+        for i, dim in enumerate(tensor.shape):
+            if isinstance(dim, Axis):
+                names.setdefault(dim.name, at.setdefault(i, dim.name))
+
+    def renamed(tensor: Tensor) -> Tensor:
+        dims = [Axis(names.get(dim.name, dim.name)) if isinstance(dim, Axis) else dim for dim in tensor.shape]
+        return Tensor(tensor.name, tensor.datatype, tuple(dims))
+
+    return artifact.became(inputs=tuple(map(renamed, artifact.inputs)), outputs=tuple(map(renamed, artifact.outputs)))
+
+
 def _declared(value: onnx.ValueInfoProto, path: Path, inferred: Mapping[str, Sequence[Any]]) -> Declared:
     kind = value.type.WhichOneof("value")
     if kind != "tensor_type":
@@ -155,7 +190,7 @@ def ensure(before: Artifact, after: Artifact, expected: Kind, who: str) -> None:
     except JobError as error:
         raise PassError(f"{who}: {error}") from error
     except Exception as error:
-        raise PassError(f"{who}: its result does not run: {one_line(error)}") from error
+        raise PassError(f"{who}: the model does not run: {one_line(error)}") from error
     if len(answers) != len(after.outputs):
         raise PassError(f"{who}: gives {len(answers)} outputs, declared are {len(after.outputs)}")
     for tensor, array in zip(after.outputs, answers, strict=True):

@@ -22,6 +22,9 @@ class Source:
     """A folder, `package:<module>/<folder>` (inside an installed package, which is not imported), or a hub name."""
     wrapper: str | None = None
     """Which of the model's answers is served: a name in `wrappers.py`. Hugging Face only."""
+    inputs: tuple[str, ...] = ()
+    """What the model is called with, where that is not the wrapper's own choice: add `token_type_ids` for pairs of
+    texts. Hugging Face only."""
     factory: str | None = None
     """`module:function` that returns (module, inputs); see `load.py`."""
     arguments: Mapping[str, Any] = field(default_factory=dict)

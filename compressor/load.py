@@ -16,6 +16,7 @@ What the module returns is found by running it: one tensor, or a tuple. `outputs
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -46,11 +47,12 @@ def load(job: Job) -> Artifact:
     """The untouched model. Raises RecipeError when it cannot be had or is not what the recipe says."""
     source, where = job.source, Where(job.recipe, "source")
     if source.onnx is not None:
-        inputs, outputs = interface.of_onnx(source.onnx)
-        return Artifact(Kind.ONNX, inputs, outputs, path=source.onnx)
+        return interface.proven(source.onnx)
     torch.manual_seed(job.seed)
     if source.huggingface is not None:
         wrapper = WRAPPERS[str(source.wrapper)]
+        if source.inputs:
+            wrapper = dataclasses.replace(wrapper, inputs=source.inputs)
         place = where.at("huggingface")
         module, inputs = _huggingface(folder(source.huggingface, place), wrapper, place)
         names: tuple[str, ...] = wrapper.outputs
@@ -72,7 +74,7 @@ def fingerprint(job: Job) -> str:
     if source.huggingface is not None:
         place = folder(source.huggingface, where.at("huggingface"))
         kept = [path for path in place.iterdir() if path.suffix == ".safetensors" or path.name == "config.json"]
-        parts += [source.wrapper, {path.name: onnx_file.file_sha256(path) for path in sorted(kept)}]
+        parts += [source.wrapper, source.inputs, {path.name: onnx_file.file_sha256(path) for path in sorted(kept)}]
     else:
         functions.resolve(str(source.factory), where.at("factory"))
         file = functions.source_file(str(source.factory))

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
@@ -42,9 +42,8 @@ class Made:
 
     baseline: Artifact
     result: Artifact
-    source_sha256: str
-    calibration: tuple[str, ...]
-    """The digest of each calibration sample."""
+    inputs_sha256: Mapping[str, str]
+    """`source`, `calibration`, `evaluation` and `recipe`."""
 
 
 def check(job: Job) -> Pass | None:
@@ -88,6 +87,15 @@ class Runner:
     def source_sha256(self) -> str:
         return load.fingerprint(self.job)
 
+    @cached_property
+    def digests(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Of each calibration sample and each held-out one. Raises RecipeError where a sample is among both."""
+        tables = self.job.data
+        calibration = data.digests(tables.calibration, "calibration", self.job.recipe, self.job.seed)
+        held_out = data.digests(tables.evaluation, "evaluation", self.job.recipe, self.job.seed)
+        data.check_disjoint(calibration, held_out, Where(self.job.recipe, "data.evaluation"))
+        return calibration, held_out
+
     def source(self) -> Artifact:
         """The untouched model, loaded anew, and the data looked at: does it fit?"""
         with self.teller.stage("load the source"):
@@ -103,7 +111,7 @@ class Runner:
 
     def run(self) -> Made:
         """All passes, or those that were not finished before. Raises JobError."""
-        calibration = data.digests(self.job.data.calibration, "calibration", self.job.recipe, self.job.seed)
+        calibration, held_out = self.digests
         result = self.fold(self.job.passes, calibration)
         if self.exporter is not None:
             baseline = self.fold((self.exporter,), calibration)
@@ -112,7 +120,16 @@ class Runner:
         else:
             baseline = result
         self.store.keep_only(self.used)
-        return Made(baseline, result, self.source_sha256, calibration)
+        return Made(
+            baseline,
+            result,
+            {
+                "source": self.source_sha256,
+                "calibration": data.digest(calibration),
+                "evaluation": data.digest(held_out),
+                "recipe": self.job.recipe_sha256,
+            },
+        )
 
     def fold(self, passes: Sequence[Pass], calibration: tuple[str, ...]) -> Artifact:
         """The source through these passes, from the last one whose checkpoint is there."""

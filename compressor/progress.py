@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+PLAIN_WIDTH = 100
+"""Columns of the tables where there is no terminal to ask."""
 Report = Callable[[int, int, str], None]
 """(done, total, what)."""
 
@@ -17,7 +19,8 @@ class Teller:
     """The one place that prints while a job runs."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        terminal = Console(highlight=False)
+        self.console = console or (terminal if terminal.is_terminal else Console(highlight=False, width=PLAIN_WIDTH))
 
     def line(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)

@@ -110,7 +110,13 @@ def _source(source: Source, where: Where) -> Source:
     given = [key for key in ("huggingface", "factory", "onnx") if getattr(source, key) is not None]
     if len(given) != 1:
         raise where.fault(f"must have exactly one of huggingface, factory, onnx; has {', '.join(given) or 'none'}")
-    belongs = {"wrapper": "huggingface", "state": "factory", "arguments": "factory", "outputs": "factory"}
+    belongs = {
+        "wrapper": "huggingface",
+        "inputs": "huggingface",
+        "state": "factory",
+        "arguments": "factory",
+        "outputs": "factory",
+    }
     for key, owner in belongs.items():
         if getattr(source, key) and owner != given[0]:
             raise where.at(key).fault(f"goes with {owner}, but the source is {given[0]}")

@@ -6,7 +6,7 @@ import dataclasses
 from argparse import Namespace
 from pathlib import Path
 
-from compressor import budget, data, evaluate, measure, onnx_file, pipeline, publish, report
+from compressor import budget, evaluate, measure, onnx_file, pipeline, publish, report
 from compressor.budget import Measured, Verdict
 from compressor.errors import OverBudget, Refused
 from compressor.fields import Where
@@ -33,8 +33,6 @@ def run(job: Job, options: Namespace, teller: Teller | None = None) -> int:
         runner.store.clear()
     made = runner.run()
     publish.config(job.name, made.result, job.publish, Where(job.recipe, "publish"))
-    held_out = data.digests(job.data.evaluation, "evaluation", job.recipe, job.seed)
-    data.check_disjoint(made.calibration, held_out, Where(job.recipe, "data.evaluation"))
     measured = _measure(job, made, teller)
     verdicts = budget.judge(job.budget, measured)
     broken = [verdict for verdict in verdicts if not verdict.kept]
@@ -42,13 +40,7 @@ def run(job: Job, options: Namespace, teller: Teller | None = None) -> int:
     unchecked = [key for key in job.budget if key not in {verdict.key for verdict in verdicts}]
     published: tuple[publish.Published, ...] = ()
     if not (broken or slower or unchecked or options.no_publish or job.publish is None):
-        hashes = {
-            "source": made.source_sha256,
-            "calibration": data.digest(made.calibration),
-            "evaluation": data.digest(held_out),
-            "recipe": job.recipe_sha256,
-        }
-        published = _publish(job, made, measured, hashes)
+        published = _publish(job, made, measured)
     outcome = _outcome(broken, slower, unchecked, published)
     _tell(report.make(job, outcome, made.result, measured, verdicts, published), options.reports, teller)
     if broken:
@@ -86,9 +78,9 @@ def _measure(job: Job, made: Made, teller: Teller) -> Measured:
     )
 
 
-def _publish(job: Job, made: Made, measured: Measured, hashes: dict[str, str]) -> tuple[publish.Published, ...]:
+def _publish(job: Job, made: Made, measured: Measured) -> tuple[publish.Published, ...]:
     try:
-        return publish.publish(job, made.baseline, made.result, measured, hashes)
+        return publish.publish(job, made.baseline, made.result, measured, made.inputs_sha256)
     except (RepositoryError, ConfigError, CardError, OSError) as error:
         raise Where(job.recipe, "publish").fault(str(error)) from error
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:  # a recipe is checked against this table without the seconds 
 Answer = Callable[[Any, "dict[str, torch.Tensor]"], "tuple[torch.Tensor, ...]"]
 
 
+PADDED_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer"}
+"""Models that count positions from the padding token's number on, so that the first table rows are never used."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wrapper:
     """`architecture` is the transformers class that loads the folder; `answer` takes its output and the inputs."""
@@ -38,6 +42,8 @@ class Wrapper:
             shape = (Axis("batch"), getattr(config, "num_channels", 3), height, width)
             return (Tensor("pixel_values", BY_NAME["FP32"], shape),)
         longest = getattr(config, "max_position_embeddings", None)
+        if isinstance(longest, int) and getattr(config, "model_type", "") in PADDED_POSITIONS:
+            longest -= config.pad_token_id + 1
         axes = (Axis("batch"), Axis("sequence", maximum=longest if isinstance(longest, int) and longest > 0 else None))
         return tuple(Tensor(name, BY_NAME["INT64"], axes) for name in self.inputs)
 

@@ -130,6 +130,19 @@ def test_an_onnx_file_of_fixed_size_does_not_batch(tmp_path: Path) -> None:
     assert artifact.inputs[1].shape == (Axis("M"),)
 
 
+def test_free_sizes_that_must_agree_are_one_axis_whatever_they_are_called(tmp_path: Path) -> None:
+    model(tmp_path, "g (float[N, A] x, float[M, B] mask) => (float[N, C] y) { y = Mul (x, mask) }")
+    artifact = source(tmp_path, 'onnx = "model.onnx"')
+    assert [describe(tensor) for tensor in artifact.inputs] == ["x FP32 [batch, A]", "mask FP32 [batch, A]"]
+
+
+def test_a_model_that_does_not_run_as_it_declares_itself_is_refused(tmp_path: Path) -> None:
+    text = "g (float[N, 4] x) => (float[M, 4] y) { s = Constant <value_ints = [1, 4]> () y = Reshape (x, s) }"
+    model(tmp_path, text)
+    with pytest.raises(RecipeError, match=r"model\.onnx: the model does not run: .*; it was given made-up inputs"):
+        source(tmp_path, 'onnx = "model.onnx"')
+
+
 def test_an_output_without_a_shape_has_the_one_that_onnxruntime_infers(tmp_path: Path) -> None:
     path = model(tmp_path, "g (float[N, 4] x) => (float[N, 4] y) { y = Relu (x) }")
     stored = onnx.load(path)
