@@ -145,15 +145,19 @@ class QuantizeStatic:
 def _infer(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
     """Types of all inner values, and what onnxruntime folds at its basic level: a BatchNormalization left behind a
     convolution would cost a requantization, and its scale belongs into that of the weights."""
-    path = folder / "inferred.onnx"
+    source, path = folder / "prepared.onnx", folder / "inferred.onnx"
+    big = onnx_files.weight_bytes(model) > onnx_files.SINGLE_FILE_MAX
+    onnx_files.write(model, source)
     with quiet():
         try:
-            # symbolic shape inference is for shapes; only types are needed, which the plain one gives
-            quant_pre_process(model, path, skip_symbolic_shape=True)
+            # Symbolic inference is for shapes; only types are needed, which the plain one gives. By path: of a model in
+            # memory, the library moves all stored tensors out, and axes or shapes among them are then not found.
+            quant_pre_process(source, path, skip_symbolic_shape=True, save_as_external_data=big,
+                              all_tensors_to_one_file=True)
+            inferred = onnx_files.read(path)
         except Exception as error:  # noqa: BLE001  as above
             raise RecipeError(f"quantize_static: the model cannot be prepared: {probe.one_line(error)}") from None
-    inferred = onnx_files.read(path)
-    for file in folder.glob("inferred.onnx*"):
+    for file in (*folder.glob("prepared.onnx*"), *folder.glob("inferred.onnx*")):
         file.unlink()
     return inferred
 

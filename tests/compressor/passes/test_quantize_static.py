@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType
 from onnxruntime.quantization import quantize_static as ort_quantize_static
 
@@ -51,6 +52,16 @@ def test_convolutions_and_gemm_become_int8_and_the_answers_stay_near(
     assert any(t.data_type == onnx.TensorProto.UINT8 for t in made.graph.initializer)
     assert m.close(m.answers(artifact.path, batch())[0], m.answers(outcome.artifact.path, batch())[0], 0.1)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["model.onnx"]
+
+
+def test_axes_that_are_stored_tensors_stay_readable(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Conv", ["x", "k"], ["a"]),
+             helper.make_node("ReduceMean", ["a", "axes"], ["y"], keepdims=0)]
+    model = m.graph(nodes, {"k": m.weights(24, 16, 3, 3) / 2, "axes": np.array([2, 3])}, opset=18, inputs=(m.IMAGE,))
+    artifact = m.onnx_artifact(model, tmp_path / "m.onnx", (m.IMAGE,))
+    outcome = m.run_pass(QuantizeStatic(), artifact, m.context(tmp_path / "out", calibration=images))
+    assert outcome.effect["weights quantized"] == 1
+    assert m.close(m.answers(artifact.path, batch())[0], m.answers(outcome.artifact.path, batch())[0], 0.1)
 
 
 class Reader(CalibrationDataReader):

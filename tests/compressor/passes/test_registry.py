@@ -15,7 +15,9 @@ EACH = pytest.mark.parametrize("technique", REGISTRY.values(), ids=REGISTRY.keys
 
 def test_the_names_are_those_that_recipes_use() -> None:
     assert set(REGISTRY) == {"export_onnx", "optimize", "prune_magnitude", "quantize_dynamic", "quantize_static"}
-    assert all(re.fullmatch(r"[a-z]+(_[a-z]+)*", name) and technique.name == name for name, technique in REGISTRY.items())
+    for name, technique in REGISTRY.items():
+        assert re.fullmatch(r"[a-z]+(_[a-z]+)*", name)
+        assert technique.name == name
 
 
 @EACH
