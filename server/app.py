@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from server.catalog import Catalog
+from server.errors import ServerError
 from server.loading import EntryLoader
 from server.logs import log
 from server.metrics import MetricsServer
@@ -30,7 +31,8 @@ from server.states import Row, State
 FAILED_TO_LOAD = 1
 STOPPED_AT_ONCE = 1
 CUT_OFF = 1
-"""Exit statuses; 2 is a wrong command line (`settings.py`)."""
+WRONG_START = 2
+"""Exit statuses; a wrong command line is 2 as well (`settings.py`)."""
 
 
 class Server:
@@ -105,8 +107,8 @@ class Server:
         while not self._ended.wait(self._settings.repository_poll_secs):
             try:
                 self.catalog.poll()
-            except OSError as error:  # a folder that is away for a while must not end the polling
-                log.warning("repository cannot be read", reason=error)
+            except (OSError, ServerError) as error:  # a folder that is away for a while must not end the polling
+                log.warning("polling failed", reason=error)
 
     def _say(self, line: str) -> None:
         print(line, file=self._out, flush=True)
@@ -115,30 +117,57 @@ class Server:
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; a second one ends at once. Returns the exit status."""
     asked = threading.Event()
+    woken = threading.Event()  # asked to end, or started
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         if asked.is_set():
             os._exit(STOPPED_AT_ONCE)
         asked.set()
+        woken.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     server = Server(settings)
-    try:
-        failed = server.start()
-    except OSError as error:
-        print(f"demiglace serve: {error}", file=sys.stderr)
-        return 2
-    if failed and settings.exit_on_error and not asked.is_set():
-        for reason in failed.values():
-            print(f"demiglace serve: {reason}", file=sys.stderr)
-        print("demiglace serve: ending because of --exit-on-error; false serves the other models", file=sys.stderr)
-        server.stop()
-        return FAILED_TO_LOAD
+    began = _Begin(server, woken)
+    began.start()
+    woken.wait()
     if not asked.is_set():
-        server.show(failed)
-    asked.wait()
-    return 0 if server.stop() else CUT_OFF
+        if began.error is not None:
+            print(f"demiglace serve: {began.error}", file=sys.stderr)
+            return WRONG_START
+        if began.failed and settings.exit_on_error:
+            for reason in began.failed.values():
+                print(f"demiglace serve: {reason}", file=sys.stderr)
+            print("demiglace serve: ending; --exit-on-error false would serve the other models", file=sys.stderr)
+            server.stop()
+            return FAILED_TO_LOAD
+        server.show(began.failed)
+        asked.wait()
+    status = 0 if server.stop() else CUT_OFF
+    if server.catalog.loading:
+        log.warning("a load is still under way and is left behind")
+        sys.stdout.flush()
+        os._exit(status)  # the interpreter would wait for the load's thread
+    return status
+
+
+class _Begin(threading.Thread):
+    """Starts the server beside the main thread, which must be free for signals while models load."""
+
+    def __init__(self, server: Server, woken: threading.Event) -> None:
+        super().__init__(name="start", daemon=True)
+        self._server = server
+        self._woken = woken
+        self.failed: Mapping[str, str] = {}
+        self.error: OSError | ServerError | None = None
+
+    def run(self) -> None:
+        try:
+            self.failed = self._server.start()
+        except (OSError, ServerError) as error:
+            self.error = error
+        finally:
+            self._woken.set()
 
 
 _COLUMNS = ("model", "version", "state", "device", "instances × threads", "batch")

@@ -132,13 +132,11 @@ class Catalog:
 
     @property
     def ready(self) -> bool:
-        """Started, not stopping and, where readiness is strict, with every model that should be there."""
-        if not self._started or self._stopping:
-            return False
-        if not self._strict:
-            return True
+        """Not stopping and, where readiness is strict, with every model that should be there."""
+        if self._stopping or not self._strict:
+            return not self._stopping
         with self._lock:
-            return all(
+            return self._started and all(
                 bool(known.versions or not known.trouble) and all(s.counts_as_ready for s in known.versions.values())
                 for known in self._known.values()
             )
@@ -207,6 +205,11 @@ class Catalog:
         self._retire(models, timeout)
         for thread in tuple(self._retiring):
             thread.join(timeout + CLOSE_SECS)
+
+    @property
+    def loading(self) -> bool:
+        """Whether a load is under way; one that hangs must not keep a stopped server from ending."""
+        return any(known.gate.locked() for known in tuple(self._known.values()))
 
     # --- inside ---
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from protos import config_text, repository
 from protos.model_config import ConfigError
 from protos.repository import Entry, RepositoryError
-from server.errors import InvalidRequest, NotFound
+from server.errors import InvalidRequest, NotFound, Unavailable
 from server.logs import log
 
 Fingerprint = tuple[tuple[str, int, int, int], ...]
@@ -24,7 +24,12 @@ class Entries:
         self._roots = tuple(roots)
 
     def names(self) -> tuple[str, ...]:
-        return tuple(sorted({name for root in self._roots for name in repository.names(root)}))
+        """All entries. Raises Unavailable where a folder cannot be read, lest its models count as gone."""
+        try:
+            return tuple(sorted({name for root in self._roots for name in repository.names(root)}))
+        except RepositoryError as error:
+            log.error("repository cannot be read", reason=error)
+            raise Unavailable("a model repository cannot be read, see the server's log") from None
 
     def check_name(self, name: str) -> None:
         """Raises InvalidRequest for what cannot be the name of an entry."""
@@ -90,7 +95,11 @@ class Entries:
         return text
 
     def _having(self, name: str) -> tuple[Path, ...]:
-        return tuple(root for root in self._roots if name in repository.names(root))
+        try:
+            repository.check_name(name)
+        except RepositoryError:
+            return ()
+        return tuple(root for root in self._roots if (root / name).is_dir())
 
 
 def _files(folder: Path) -> Iterable[Path]:

@@ -63,7 +63,7 @@ class Completions:
 class _Call:
     """One ModelInfer on its way; created and resolved on the loop."""
 
-    __slots__ = ("_actions", "_completions", "deadline_ns", "result")
+    __slots__ = ("_actions", "_cancelled", "_completions", "deadline_ns", "result")
 
     def __init__(self, context: Context, completions: Completions, clock: Clock, loop: Any) -> None:
         remaining = context.time_remaining()
@@ -71,14 +71,18 @@ class _Call:
         self.result: asyncio.Future[bytes | ServerError] = loop.create_future()
         self._completions = completions
         self._actions: list[Callable[[], None]] = []
+        self._cancelled = False
 
     def complete(self, answer: Callable[[], bytes]) -> None:
         self._completions.put(self, answer)
 
     def on_cancel(self, action: Callable[[], None]) -> None:
         self._actions.append(action)
+        if self._cancelled:  # gone while a large body was being decoded
+            action()
 
     def cancel(self) -> None:
+        self._cancelled = True
         for action in self._actions:
             action()
 

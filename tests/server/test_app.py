@@ -174,6 +174,30 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, second: signal.Signals) ->
         del calls
 
 
+def test_sigterm_while_a_model_hangs_in_its_load_ends_in_time(tmp_path: Path) -> None:
+    write_entry(tmp_path)
+    code = (
+        "import sys, threading\n"
+        "from server import loading, __main__\n"
+        "def hang(self, entry, version): print('loading', flush=True); threading.Event().wait()\n"
+        "loading.EntryLoader.__call__ = hang\n"
+        "sys.exit(__main__.main(sys.argv[1:]))\n"
+    )
+    flags = ["--model-repository", str(tmp_path), "--grpc-port", "0", "--metrics-port", "0"]
+    command = [sys.executable, "-c", code, *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[-1]
+        while process.stdout.readline() != "loading\n":
+            pass
+        with triton.InferenceServerClient(url) as client:
+            assert client.is_server_live()
+            assert not client.is_server_ready()
+            assert client.get_model_repository_index().models[0].state == "LOADING"
+        process.terminate()
+        assert process.wait(20) == 0
+
+
 def test_a_terminal_gets_a_drawn_table(tmp_path: Path) -> None:
     from server.app import _table
     from server.states import Row

@@ -133,3 +133,17 @@ def test_polling_does_not_try_a_bad_entry_again_until_it_changes(tmp_path: Path)
         assert catalog.poll() == {}
         assert answer(catalog) == 1
         assert catalog.ready
+
+
+def test_a_repository_that_is_away_for_a_while_takes_no_model_with_it(tmp_path: Path) -> None:
+    root = tmp_path / "r"
+    write_entry(root, constant=1)
+    with catalog_of(root, mode="poll") as catalog:
+        root.rename(tmp_path / "away")
+        for look in (catalog.poll, catalog.index):
+            with pytest.raises(Unavailable, match=r"^a model repository cannot be read, see the server's log$"):
+                look()
+        assert answer(catalog) == 1
+        (tmp_path / "away").rename(root)
+        assert catalog.poll() == {}
+        assert answer(catalog) == 1

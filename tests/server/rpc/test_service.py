@@ -14,8 +14,11 @@ import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tritonclient.utils import InferenceServerException
 
 from protos.wire import METHODS
@@ -319,6 +322,15 @@ def test_reflection_gives_our_files_in_both_versions(served: Running, version: s
     assert {m.name for file in files for m in file.message_type} >= {"ModelInferRequest", "ModelConfig"}
     assert health.file_descriptor_response.file_descriptor_proto
     assert nothing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
+def test_a_generic_client_can_call_by_reflection_alone(served: Running) -> None:
+    with grpc.insecure_channel(served.url) as channel:
+        pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
+        method = pool.FindServiceByName("inference.GRPCInferenceService").FindMethodByName("ModelReady")
+        request = GetMessageClass(method.input_type)(name="m")
+        body = channel.unary_unary("/inference.GRPCInferenceService/ModelReady")(request.SerializeToString())
+        assert GetMessageClass(method.output_type).FromString(body).ready
 
 
 def test_reflection_s_own_stub_works(served: Running) -> None:
