@@ -221,7 +221,7 @@ class Queue:
                 break
         for request in cancelled:
             self.remove(request)
-            dropped.append((request, Cancelled(prefixed(request, "request was cancelled"))))
+            dropped.append((request, was_cancelled(request)))
         if best and self._merge:
             return batch[:best], best_rows, None
         if closed or rows >= self._largest or not self._delay_ns:
@@ -287,3 +287,7 @@ _NOTHING = Taken()
 
 def deadline_passed(request: InferRequest) -> DeadlineExceeded:
     return DeadlineExceeded(prefixed(request, "the client's deadline passed before the request was run"))
+
+
+def was_cancelled(request: InferRequest) -> Cancelled:
+    return Cancelled(prefixed(request, "request was cancelled"))

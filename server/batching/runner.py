@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from server.backends.base import BackendError, Session
 from server.batching.collate import Collator
+from server.batching.queue import deadline_passed, was_cancelled
 from server.errors import Internal, ServerError
 from server.logs import log
 from server.request import Answers, InferRequest, Result, prefixed
@@ -62,7 +63,9 @@ class Runner:
         allowed: int | None = extra_runs_allowed(len(requests))
         runs = 0
         while suspects:
-            part = suspects.popleft()
+            part = self._alive(suspects.popleft(), deliver)
+            if not part:
+                continue
             if allowed is not None and runs >= allowed:
                 self._fail(part, error, deliver)
                 continue
@@ -76,6 +79,24 @@ class Runner:
             else:
                 error = failure
                 suspects.extend(_halves(part))
+
+    def _alive(self, requests: Sequence[InferRequest], deliver: Deliver) -> Sequence[InferRequest]:
+        """Those whose client still waits; the others are answered, since a second run would be for nobody."""
+        now = self._clock()
+        gone: Answers = []
+        for request in requests:
+            if request.deadline_ns is not None and request.deadline_ns <= now:
+                gone.append((request, deadline_passed(request)))
+            elif request.cancelled:
+                gone.append((request, was_cancelled(request)))
+        if not gone:
+            return requests
+        for request, error in gone:
+            assert isinstance(error, ServerError)
+            self._statistics.failed(request, error, now)
+        deliver(gone)
+        left = dict(gone)
+        return [request for request in requests if request not in left]
 
     def _attempt(self, instance: int, requests: Sequence[InferRequest], deliver: Deliver) -> _Failure | None:
         """Run once. Delivers and returns None if that went well."""

@@ -11,9 +11,9 @@ from threading import Condition, Lock, Thread, current_thread
 from time import monotonic
 
 from server.batching.ordering import Ordering
-from server.batching.queue import Dropped, Queue, Taken, deadline_passed
+from server.batching.queue import Dropped, Queue, Taken, deadline_passed, was_cancelled
 from server.batching.runner import Runner
-from server.errors import Cancelled, Unavailable
+from server.errors import Unavailable
 from server.logs import log
 from server.request import Answers, InferRequest, prefixed
 from server.statistics import Clock, Statistics
@@ -61,7 +61,7 @@ class Scheduler:
                     raise Unavailable(prefixed(request, STOPPING))
                 now = self._clock()
                 if request.cancelled:
-                    raise _cancelled(request)
+                    raise was_cancelled(request)
                 if request.deadline_ns is not None and request.deadline_ns <= now:
                     raise deadline_passed(request)
                 try:
@@ -88,7 +88,7 @@ class Scheduler:
                 self._wake.notify()  # without it, those behind may make a batch that goes at once
         if removed:
             late = request.deadline_ns is not None and request.deadline_ns <= self._clock()
-            self._drop([(request, deadline_passed(request) if late else _cancelled(request))])
+            self._drop([(request, deadline_passed(request) if late else was_cancelled(request))])
         return removed
 
     def pending(self) -> int:
@@ -180,7 +180,3 @@ class Scheduler:
             self._unanswered -= len(answers)
             if not self._unanswered:
                 self._done.notify_all()
-
-
-def _cancelled(request: InferRequest) -> Cancelled:
-    return Cancelled(prefixed(request, "request was cancelled"))

@@ -73,6 +73,15 @@ def test_a_batch_waits_until_its_oldest_request_has_waited_for_the_delay() -> No
     assert queue.take(6 * MS).batch == (first, second)
 
 
+def test_the_oldest_counts_even_if_a_higher_level_goes_before_it() -> None:
+    batching = DynamicBatching(max_queue_delay_microseconds=5000, priority_levels=2, default_priority_level=2)
+    queue = Queue(8, batching)
+    (old,) = pushed(queue, waiting(priority=2), at=0)
+    (high,) = pushed(queue, waiting(priority=1), at=4 * MS)
+    assert queue.take(5 * MS - 1).wake_at_ns == 5 * MS
+    assert queue.take(5 * MS).batch == (high, old)
+
+
 def test_a_full_batch_does_not_wait() -> None:
     queue = Queue(4, DynamicBatching(max_queue_delay_microseconds=5000))
     requests = pushed(queue, *(waiting() for _ in range(5)))
@@ -108,9 +117,9 @@ def test_higher_priority_goes_first_and_arrival_order_holds_within_a_level() -> 
 
 @pytest.mark.parametrize("priority", [0, 3, 2**40])
 def test_priority_zero_and_priorities_beyond_the_levels_are_the_default(priority: int) -> None:
-    queue = Queue(1, DynamicBatching(priority_levels=2, default_priority_level=1))
+    queue = Queue(1, DynamicBatching(priority_levels=2, default_priority_level=2))
     second, odd, first = pushed(queue, waiting(priority=2), waiting(priority=priority), waiting(priority=1))
-    assert [queue.take(0).batch[0] for _ in range(3)] == [odd, first, second]
+    assert [queue.take(0).batch[0] for _ in range(3)] == [first, second, odd]
 
 
 def test_a_full_queue_refuses_with_the_text_of_triton() -> None:
@@ -188,6 +197,14 @@ def test_a_clients_deadline_takes_its_request_out_before_it_costs_compute() -> N
     taken = queue.take(5)
     assert taken.batch == (fresh,)
     assert [(r, type(e)) for r, e in taken.dropped] == [(late, DeadlineExceeded)]
+
+
+def test_the_earlier_of_deadline_and_timeout_counts() -> None:
+    policy = QueuePolicy(default_timeout_microseconds=10)
+    queue = Queue(8, DynamicBatching(default_queue_policy=policy, max_queue_delay_microseconds=1000))
+    pushed(queue, waiting(deadline_ns=5000), waiting(deadline_ns=50_000))
+    assert [type(error) for _, error in queue.expire(9999)] == [DeadlineExceeded]
+    assert [type(error) for _, error in queue.expire(10_000)] == [Unavailable]
 
 
 def test_a_deadline_still_counts_for_a_delayed_request() -> None:

@@ -13,7 +13,7 @@ from server.backends.base import Arrays, BackendError, Batch
 from server.backends.fake import FakeSession
 from server.batching.collate import Collator
 from server.batching.runner import Runner, extra_runs_allowed
-from server.errors import Internal
+from server.errors import Cancelled, DeadlineExceeded, Internal
 from server.request import Answers, InferRequest, Response, Result
 from server.statistics import Statistics
 from tests.server.core import HandClock, config, load_fake, logged, request
@@ -103,6 +103,15 @@ def test_a_broken_model_is_not_asked_for_every_row(folder: Path) -> None:
     results = bench.run([ready(float(i)) for i in range(32)])
     assert all(isinstance(result, Internal) for result in results)
     assert len(bench.session.ran) == 1 + extra_runs_allowed(32) == 12
+
+
+def test_who_has_gone_meanwhile_is_not_run_again(folder: Path) -> None:
+    bench = Bench(load_fake(folder, f"fail_on = {POISON}"))
+    late, gone, good = ready(1.0, deadline_ns=1), ready(2.0, cancelled=True), ready(3.0)
+    results = bench.run([late, gone, good, ready(POISON)])
+    assert [type(result) for result in results] == [DeadlineExceeded, Cancelled, Response, Internal]
+    assert [ran.first for ran in bench.session.ran] == [(1.0, 2.0, 3.0, POISON), (3.0, POISON), (3.0,), (POISON,)]
+    assert bench.statistics.snapshot().failures["CANCELED"] == 2
 
 
 def test_a_batch_too_large_for_the_device_is_served_in_parts(folder: Path) -> None:
