@@ -141,6 +141,9 @@ def _external_range(tensor: onnx.TensorProto, path: Path) -> tuple[Path, int, in
     """File, offset and length of a tensor's external data, all checked against the file that is there."""
     what = f"{path}: external data of tensor {tensor.name!r}"
     keys = {entry.key: entry.value for entry in tensor.external_data}
+    # protobuf hands out strings that are not UTF-8 as bytes
+    if not all(isinstance(text, str) for pair in keys.items() for text in pair):
+        raise RecipeError(f"{what}: its keys and values must be text")
     if unknown := sorted(set(keys) - _EXTERNAL_KEYS):
         raise RecipeError(f"{what}: unknown key {unknown[0]!r}, allowed are {', '.join(sorted(_EXTERNAL_KEYS))}")
     location = keys.get("location", "")

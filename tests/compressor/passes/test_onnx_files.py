@@ -72,6 +72,13 @@ def test_external_data_that_is_not_a_range_of_a_file_beside_is_refused(
         onnx_files.read_structure(external(tmp_path, **entries))
 
 
+def test_a_location_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    path = external(tmp_path, location="w.dat?")
+    path.write_bytes(path.read_bytes().replace(b"w.dat?", b"w.dat\xff"))
+    with pytest.raises(RecipeError, match="must be text"):
+        onnx_files.read_structure(path)
+
+
 def test_links_are_refused(tmp_path: Path) -> None:
     path = external(tmp_path / "m")
     data = tmp_path / "m" / "w.data"
