@@ -43,7 +43,7 @@ class Made:
     baseline: Artifact
     result: Artifact
     inputs_sha256: Mapping[str, str]
-    """`source`, `calibration`, `evaluation` and `recipe`."""
+    """Of the source and the recipe, and of the calibration and evaluation samples where there are any."""
 
 
 def check(job: Job) -> Pass | None:
@@ -120,16 +120,11 @@ class Runner:
         else:
             baseline = result
         self.store.keep_only(self.used)
-        return Made(
-            baseline,
-            result,
-            {
-                "source": self.source_sha256,
-                "calibration": data.digest(calibration),
-                "evaluation": data.digest(held_out),
-                "recipe": self.job.recipe_sha256,
-            },
-        )
+        went_in = {"source": self.source_sha256, "recipe": self.job.recipe_sha256}
+        for which, digests in (("calibration", calibration), ("evaluation", held_out)):
+            if digests:
+                went_in[which] = data.digest(digests)
+        return Made(baseline, result, went_in)
 
     def fold(self, passes: Sequence[Pass], calibration: tuple[str, ...]) -> Artifact:
         """The source through these passes, from the last one whose checkpoint is there."""

@@ -69,32 +69,19 @@ def rows(measured: Measured) -> list[Row]:
         if "batch_influence" in error:
             parts.append(f"in a batch against alone ≤ {error['batch_influence']:.2g}")
         found.append((f"error of {name}", "", "", ", ".join(parts)))
+    return found + _served(measured)
+
+
+def _served(measured: Measured) -> list[Row]:
+    found = []
     for row in measured.latency:
-        found.append(
-            (
-                f"latency p50, batch {row.batch}",
-                f"{row.baseline_p50:.2f} ms",
-                f"{row.p50:.2f} ms",
-                _times(row.baseline_p50, row.p50),
-            )
-        )
-        found.append(
-            (
-                f"latency p99, batch {row.batch}",
-                f"{row.baseline_p99:.2f} ms",
-                f"{row.p99:.2f} ms",
-                _times(row.baseline_p99, row.p99),
-            )
-        )
+        for name, before, after in (("p50", row.baseline_p50, row.p50), ("p99", row.baseline_p99, row.p99)):
+            what = f"latency {name}, batch {row.batch}"
+            found.append((what, f"{before:.2f} ms", f"{after:.2f} ms", _times(before, after)))
     if (through := measured.throughput) is not None:
-        found.append(
-            (
-                f"throughput, {through.concurrency} in flight, batch {through.batch}",
-                f"{through.baseline:.1f} rows/s",
-                f"{through.result:.1f} rows/s",
-                _times(through.result, through.baseline),
-            )
-        )
+        what = f"throughput, {through.concurrency} in flight, batch {through.batch}"
+        rates = (f"{through.baseline:.1f} rows/s", f"{through.result:.1f} rows/s")
+        found.append((what, *rates, _times(through.result, through.baseline)))
     return found
 
 
