@@ -24,7 +24,7 @@ URL ?= localhost:8001
 SERVE ?=
 LOAD ?= --concurrency-range 1:32:x4 --shape input_ids:128 --shape attention_mask:128
 
-.PHONY: help install demo compress serve loadtest test bench peer lint types proto check clean
+.PHONY: help install demo compress serve loadtest test bench peer lint types proto docs check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ types: install ## mypy, strict
 
 proto: install ## rewrite the generated modules from protos/*.proto
 	$(RUN) -m protos.generate
+
+docs: install ## rewrite docs/recipes.md from the code
+	$(RUN) -m compressor.reference
 
 check: lint types test ## what CI runs, in its order
 
