@@ -13,9 +13,8 @@ from protos.model_config import DynamicBatching, InstanceGroup, ModelConfig, Que
 
 # all that UTF-8 can hold: surrogates cannot be written to a file
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-names = st.text(st.characters(categories=["L", "N", "P", "S"], exclude_characters="/\\"), min_size=1, max_size=12).filter(
-    lambda name: not name.startswith(".")
-)
+visible = st.characters(categories=["L", "N", "P", "S"], exclude_characters="/\\")
+names = st.text(visible, min_size=1, max_size=12).filter(lambda name: not name.startswith("."))
 dims = st.lists(st.one_of(st.just(-1), st.integers(1, 2**40)), min_size=1, max_size=4).map(tuple)
 
 
@@ -54,9 +53,10 @@ def policies(delay: bool) -> st.SearchStrategy[QueuePolicy]:
 def batching(draw: st.DrawFn, max_batch_size: int) -> DynamicBatching:
     ordered = draw(st.booleans())
     levels = draw(st.integers(0, 1 if ordered else 5))
+    sizes = st.lists(st.integers(1, max_batch_size), max_size=3) if max_batch_size else st.just([])
     level_policies = st.dictionaries(st.integers(1, levels), policies(not ordered)) if levels else st.just({})
     return DynamicBatching(
-        preferred_batch_size=tuple(draw(st.lists(st.integers(1, max_batch_size), max_size=3))) if max_batch_size else (),
+        preferred_batch_size=tuple(draw(sizes)),
         max_queue_delay_microseconds=draw(st.integers(0, 2**64 - 1)),
         preserve_ordering=ordered,
         priority_levels=levels,
@@ -82,7 +82,7 @@ groups = st.one_of(
     ),
 )
 platforms = st.sampled_from(
-    [("", ""), ("onnxruntime_onnx", ""), ("onnxruntime_onnx", "onnxruntime"), ("", "python"), ("", "mine"), ("x", "mine")]
+    [("", ""), ("onnxruntime_onnx", ""), ("torch_aoti", "pytorch"), ("", "python"), ("", "mine"), ("x", "mine")]
 )
 
 
