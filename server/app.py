@@ -99,8 +99,9 @@ class Server:
             self._grpc.stop(grace=1.0 if drained else 0)
         if self.metrics_port:
             self._metrics.stop()
+        answered = sum(model.statistics().success.count for model in self.catalog.models())
         self.catalog.stop(max(0.0, left - (time.monotonic() - began)) if drained else 0)
-        log.info("stopped", drained=drained)
+        log.info("stopped", drained=drained, answered=answered)
         return drained
 
     def _poll(self) -> None:

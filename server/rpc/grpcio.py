@@ -30,6 +30,9 @@ Unary = Callable[[bytes, Context], Awaitable[bytes]]
 
 LARGE = 1 << 20
 """Bytes of a body from which on decoding leaves the loop: half a million BYTES elements take some 50 ms."""
+LINGER_STEPS = 10
+LINGER_STEP_SECS = 0.05
+"""How often and how long a drained server looks whether requests still come, before it closes."""
 _STATUS: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _ONLY_IDENTITY = 1
 _DEFECT = Internal("internal error, see the server's log")
@@ -122,6 +125,7 @@ class GrpcServer:
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="rpc-decode")
         self._in_flight = 0
         """ModelInfer calls read and not yet answered; the loop's own."""
+        self._arrived = 0
         self._idle = asyncio.Event()
         self._server: grpc.aio.Server | None = None
         self._thread = threading.Thread(target=self._loop.run_forever, name="rpc", daemon=True)
@@ -183,6 +187,13 @@ class GrpcServer:
                     await self._idle.wait()
         except TimeoutError:
             return False
+        # grpcio cancels calls that it has read and not yet handed over when it stops, which clients take for their own
+        # doing; while it is still open they get the text that tells them to go elsewhere
+        for _ in range(LINGER_STEPS):
+            before = self._arrived
+            await asyncio.sleep(LINGER_STEP_SECS)
+            if before == self._arrived:
+                break
         return True
 
     # --- handlers ---
@@ -220,6 +231,7 @@ class GrpcServer:
         async def handle(body: bytes, context: Context) -> bytes:
             call = _Call(context, self._completions, self._clock, self._loop)
             self._in_flight += 1
+            self._arrived += 1
             try:
                 if len(body) < LARGE:
                     _started(run, body, call)

@@ -5,7 +5,7 @@ A transport walks `Service.routes`; what it must do for each kind of route stand
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as library_version
@@ -191,14 +191,16 @@ class Service:
     # --- inference ---
 
     def _infer(self, body: bytes, call: Call) -> None:
+        arrived = self._clock()
         try:
             if self.draining:
                 raise Unavailable(SHUTTING_DOWN)
-            arrived = self._clock()
             message = _parse(service.ModelInferRequest, body)
             model = self._catalog.model(message.model_name, message.model_version)
             request = _decoded(message, model)
         except ServerError as error:
+            if log.is_verbose:
+                log.verbose("request refused", bytes=len(body), error=error)
             call.complete(partial(_raise, error))
             return
         request.arrived_ns = arrived
@@ -252,6 +254,3 @@ def _parameter(value: service.ModelRepositoryParameter, verb: str, key: str, exp
     if value.WhichOneof("parameter_choice") != expected:
         raise InvalidRequest(f"invalid value type for {verb} parameter '{key}', expected {expected}.")
     return str(getattr(value, expected))
-
-
-Handlers = Mapping[str, Route]

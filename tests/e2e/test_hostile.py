@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import re
+import socket
 from collections import Counter
 from pathlib import Path
 
@@ -105,3 +108,30 @@ def test_ten_thousand_malformed_requests_leave_the_server_as_it_was(tmp_path: Pa
     log = [line for line in child.lines if "Traceback" in line or re.match(r"E\d{4} ", line) or "defect" in line]
     assert log == []
     assert all(line.isprintable() for line in child.lines)
+
+
+def test_bytes_that_are_no_http2_harm_nobody(tmp_path: Path) -> None:
+    models.write(tmp_path, "add", models.ADD)
+    r = random.Random(3)
+    with started_server(tmp_path) as child:
+        host, port = child.url.split(":")
+        process = psutil.Process(child.process.pid)
+        for number in range(200):
+            with socket.create_connection((host, int(port)), timeout=10) as raw, contextlib.suppress(OSError):
+                raw.sendall([
+                    b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+                    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + r.randbytes(200),
+                    r.randbytes(500),
+                    b"",
+                ][number % 4])  # fmt: skip
+
+        async def ask() -> list[str]:
+            attack = Attack(child.url)
+            await asyncio.gather(*(attack.check(number) for number in range(20)))
+            await attack.close()
+            return attack.wrong
+
+        assert asyncio.run(ask()) == []
+        assert process.num_fds() < 100
+    assert child.process.returncode == 0
+    assert not [line for line in child.lines if "Traceback" in line]

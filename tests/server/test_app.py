@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+import tritonclient.grpc.aio as triton_aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
@@ -128,6 +131,35 @@ def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(tmp_path: Path)
         assert answered.wait(20)
         assert child.process.wait(20) == 0
     assert sorted(results) == [float(i) for i in range(100)]
+
+
+@pytest.mark.parametrize("round_", range(3))
+def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path, round_: int) -> None:
+    write_entry(tmp_path, config=BATCHING, behaviour={"delay_ms": 2})
+    outcomes: Counter[str] = Counter()
+
+    async def main(url: str, stop: Callable[[], None]) -> None:
+        async def client() -> None:
+            async with triton_aio.InferenceServerClient(url) as connection:
+                while not outcomes["refused"]:
+                    try:
+                        await connection.infer("m", [tensor(ROW)])
+                    except InferenceServerException as error:
+                        outcomes["refused" if str(error.status()) == "StatusCode.UNAVAILABLE" else str(error)] += 1
+                    else:
+                        outcomes["answered"] += 1
+                        if outcomes["answered"] == 300:
+                            stop()
+
+        await asyncio.gather(*(client() for _ in range(16)))
+
+    with started_server(tmp_path, "--log-format", "json") as child:
+        asyncio.run(main(child.url, child.process.terminate))
+        assert child.process.wait(20) == 0
+    stopped = json.loads(next(line for line in child.lines if '"stopped"' in line))
+    assert set(outcomes) == {"answered", "refused"}
+    assert stopped["answered"] == outcomes["answered"] >= 300
+    assert stopped["drained"] is True
 
 
 def pending(metrics: str) -> float:
