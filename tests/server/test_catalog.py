@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from protos import repository
 from protos.datatypes import BY_NAME
+from protos.model_config import ConfigError
 from server.catalog import NOT_ALLOWED, Catalog, parse_version
 from server.errors import InvalidRequest, NotFound, ServerError, Unavailable
 from server.loading import EntryLoader
@@ -128,6 +131,17 @@ def test_several_repositories_make_one_catalog(tmp_path: Path) -> None:
     write_entry(tmp_path / "b", "two", constant=2)
     with catalog_of(tmp_path / "a", tmp_path / "b") as catalog:
         assert (answer(catalog, "one"), answer(catalog, "two")) == (1, 2)
+
+
+def test_the_settings_decide_on_auto_completion_and_its_batch_size(tmp_path: Path) -> None:
+    write_entry(tmp_path)
+    entry = repository.read(tmp_path, "m")
+    loader = EntryLoader(replace(SETTINGS, backend_config={"fake": {"default-max-batch-size": "16"}}))
+    model = loader(entry, 1)
+    assert model.config.max_batch_size == 16
+    model.close()
+    with pytest.raises(ConfigError, match="auto-completion is switched off"):
+        EntryLoader(replace(SETTINGS, auto_complete_config=False))(entry, 1)
 
 
 # --- cards ---
