@@ -219,7 +219,9 @@ def write(root: Path, config: ModelConfig, files: Mapping[str, Path], card: Card
     publication = _check(root, config, files, card, extra or {})
     disk = disk or Disk()
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        if not root.is_dir():
+            root.mkdir(parents=True, exist_ok=True)
+            disk.flush_folder(root.parent)
         with staging.locked(root, wait_seconds), staging.staging(disk, root) as stage:
             _publish(disk, stage, publication, version)
             return read(root, config.name)
