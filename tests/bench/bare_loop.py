@@ -1,9 +1,9 @@
 """A bare onnxruntime loop: the speed that a server of the same model can at best reach on this host.
 
-    python -m tests.bench.bare_loop MODEL.onnx SECONDS NAME:DIM[,DIM...] ...
+    python -m tests.bench.bare_loop MODEL.onnx SECONDS all|CALLERSxTHREADSxBATCH NAME:DIM[,DIM...] ...
 
-Runs in a process of its own so that nothing of ours is in the way, tries every sensible way to use the cores (one
-caller with all of them, one caller per core) at several batch sizes, and prints the rows per second of each as JSON.
+Runs in a process of its own so that nothing of ours is in the way. `all` tries every sensible way to use the cores (one
+caller with all of them, one caller per core) at several batch sizes; the rows per second of each are printed as JSON.
 """
 
 from __future__ import annotations
@@ -46,22 +46,25 @@ def draw(rng: np.random.Generator, tensor: ort.NodeArg, shape: tuple[int, ...]) 
     return rng.integers(1, 2 if "mask" in tensor.name else 20000, shape).astype(DTYPES[tensor.type])
 
 
-def main(path: str, seconds: float, shapes: dict[str, tuple[int, ...]]) -> dict[str, float]:
-    cores = len(os.sched_getaffinity(0))
+def main(path: str, seconds: float, ways: list[tuple[int, int, int]], shapes: dict[str, tuple[int, ...]]) -> None:
     rng = np.random.default_rng(0)
+    sessions = {}
     rates = {}
-    for callers, threads in sorted({(1, cores), (cores, 1)}):
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        for batch in BATCHES:
-            feed = {i.name: draw(rng, i, (batch, *shapes[i.name])) for i in session.get_inputs()}
-            label = f"{callers} callers x {threads} threads, batch {batch}"
-            rates[label] = rows_per_second(session, feed, callers, seconds)
-    return rates
+    for callers, threads, batch in ways:
+        if threads not in sessions:
+            options = ort.SessionOptions()
+            options.intra_op_num_threads = threads
+            sessions[threads] = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        feed = {i.name: draw(rng, i, (batch, *shapes[i.name])) for i in sessions[threads].get_inputs()}
+        rates[f"{callers}x{threads}x{batch}"] = rows_per_second(sessions[threads], feed, callers, seconds)
+    print(json.dumps(rates))
 
 
 if __name__ == "__main__":
-    named = (argument.split(":") for argument in sys.argv[3:])
+    cores = len(os.sched_getaffinity(0))
+    every = [(callers, cores // callers, batch) for callers in sorted({1, cores}) for batch in BATCHES]
+    one = sys.argv[3]
+    asked = every if one == "all" else [(*map(int, one.split("x")),)]
+    named = (argument.split(":") for argument in sys.argv[4:])
     shape_of = {name: tuple(int(d) for d in dims.split(",")) for name, dims in named}
-    print(json.dumps(main(sys.argv[1], float(sys.argv[2]), shape_of)))
+    main(sys.argv[1], float(sys.argv[2]), asked, shape_of)  # type: ignore[arg-type]
