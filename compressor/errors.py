@@ -22,9 +22,9 @@ class PassError(JobError):
     exit_status = 1
 
 
-class Refused(JobError):  # noqa: N818  named for what happened, as the log says it
+class Refused(JobError):
     exit_status = 3
 
 
-class OverBudget(JobError):  # noqa: N818
+class OverBudget(JobError):
     exit_status = 4

@@ -167,8 +167,9 @@ def _write_group(group: pb.ModelInstanceGroup, value: InstanceGroup) -> None:
     group.name = value.name
 
 
-def _write_all(target: MutableSequence[Any], values: Iterable[Any], read: Callable[[Any], Any],
-               write: Callable[[Any, Any], None]) -> None:
+def _write_all(
+    target: MutableSequence[Any], values: Iterable[Any], read: Callable[[Any], Any], write: Callable[[Any, Any], None]
+) -> None:
     """Replace a repeated field; an element that reads like a value already is kept, with what is not modelled of it."""
     old = [(read(element), element) for element in target]
     del target[:]

@@ -31,7 +31,7 @@ class RepositoryError(ValueError):
     """An entry that cannot be read or written; one line naming path, what was found and what is allowed."""
 
 
-class NotFound(RepositoryError):  # noqa: N818 - named like the status it becomes
+class NotFound(RepositoryError):
     """No entry of that name."""
 
 
@@ -206,9 +206,17 @@ class _Publication:
         return self.root / self.config.name
 
 
-def write(root: Path, config: ModelConfig, files: Mapping[str, Path], card: Card | None = None,
-          version: int | None = None, extra: Mapping[str, Path] | None = None, *, disk: Disk | None = None,
-          wait_seconds: float = 60.0) -> Entry:
+def write(
+    root: Path,
+    config: ModelConfig,
+    files: Mapping[str, Path],
+    card: Card | None = None,
+    version: int | None = None,
+    extra: Mapping[str, Path] | None = None,
+    *,
+    disk: Disk | None = None,
+    wait_seconds: float = 60.0,
+) -> Entry:
     """Publish one version (the next number unless given) of `config.name`, all at once.
 
     `files` go into the version folder, `extra` (labels …) beside `config.pbtxt`; keys are posix relative names. The
@@ -232,8 +240,9 @@ def write(root: Path, config: ModelConfig, files: Mapping[str, Path], card: Card
         raise RepositoryError(f"{publication.path}: cannot be published: {text}") from error
 
 
-def _check(root: Path, config: ModelConfig, files: Mapping[str, Path], card: Card | None,
-           extra: Mapping[str, Path]) -> _Publication:
+def _check(
+    root: Path, config: ModelConfig, files: Mapping[str, Path], card: Card | None, extra: Mapping[str, Path]
+) -> _Publication:
     check_name(config.name)
     text = config_text.dump(config)
     config_text.parse(text, f"{config.name}/{CONFIG_FILENAME}")

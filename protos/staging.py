@@ -30,7 +30,7 @@ SWAP_REFUSED = frozenset({errno.ENOSYS, errno.EINVAL, errno.ENOTSUP})
 """By file systems and kernels without RENAME_EXCHANGE."""
 
 
-class Busy(Exception):  # noqa: N818 - a state of the lock
+class Busy(Exception):
     """Another writer holds the lock."""
 
 

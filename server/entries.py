@@ -81,9 +81,7 @@ class Entries:
                     stat = path.stat()
                 except OSError:  # gone since it was listed: the next look sees it
                     continue
-                parts.setdefault(part, []).append(
-                    (f"{root}/{relative}", stat.st_mtime_ns, stat.st_size, stat.st_ino)
-                )
+                parts.setdefault(part, []).append((f"{root}/{relative}", stat.st_mtime_ns, stat.st_size, stat.st_ino))
         return {part: tuple(sorted(files)) for part, files in parts.items()}
 
     def public(self, error: Exception) -> str:

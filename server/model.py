@@ -1,6 +1,6 @@
 """One version of one model, ready to answer: the only door between the front ends and the core.
 
-    submit -> validate -> queue -> (an instance is free) -> collate -> session.run -> split -> on_done
+submit -> validate -> queue -> (an instance is free) -> collate -> session.run -> split -> on_done
 """
 
 from __future__ import annotations

@@ -75,6 +75,7 @@ class InferRequest:
     cancelled: bool = False
     on_done: OnDone | None = None
 
+
 Answers = list[tuple[InferRequest, Result]]
 """Requests with their results, on the way to their `on_done`."""
 

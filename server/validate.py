@@ -85,9 +85,7 @@ class _Input:
     def fits(self, dims: tuple[int, ...]) -> bool:
         if not self.variable:
             return dims == self.dims
-        return len(dims) == len(self.dims) and all(
-            want in (-1, got) for want, got in zip(self.dims, dims, strict=True)
-        )
+        return len(dims) == len(self.dims) and all(want in (-1, got) for want, got in zip(self.dims, dims, strict=True))
 
 
 class Validator:

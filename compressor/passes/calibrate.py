@@ -47,8 +47,14 @@ def batches(samples: Iterator[Sample], inputs: Sequence[Tensor], rows: int) -> I
         yield _stack(waiting, batched)
 
 
-def collect(model: onnx.ModelProto, names: Sequence[str], feeds: Iterator[Feeds], make: Callable[[], Collector],
-            scratch: Path, told: Callable[[int], None]) -> dict[str, Collector]:
+def collect(
+    model: onnx.ModelProto,
+    names: Sequence[str],
+    feeds: Iterator[Feeds],
+    make: Callable[[], Collector],
+    scratch: Path,
+    told: Callable[[int], None],
+) -> dict[str, Collector]:
     """One collector per name of an inner value, fed with what the value was for every batch.
 
     `scratch` is a file to write the model with further outputs to; it is removed. `told(n)` is called after n samples.
@@ -100,13 +106,15 @@ def _row(sample: Sample, tensor: Tensor, index: int, batched: bool) -> np.ndarra
     value = np.asarray(sample[tensor.name])
     wanted = tensor.shape[1:] if batched or len(value.shape) == len(tensor.shape) - 1 else tensor.shape
     fits = len(value.shape) == len(wanted) and all(
-        isinstance(axis, Axis) or axis == size for axis, size in zip(wanted, value.shape, strict=True))
+        isinstance(axis, Axis) or axis == size for axis, size in zip(wanted, value.shape, strict=True)
+    )
     if not fits:
         shape = ", ".join(axis.name if isinstance(axis, Axis) else str(axis) for axis in wanted)
         raise RecipeError(f"calibration sample {index}: {tensor.name!r} has shape {value.shape}, expected is ({shape})")
     if not np.can_cast(value.dtype, tensor.datatype.numpy, "same_kind"):
-        raise RecipeError(f"calibration sample {index}: {tensor.name!r} is {value.dtype}, expected is "
-                          f"{tensor.datatype.numpy}")
+        raise RecipeError(
+            f"calibration sample {index}: {tensor.name!r} is {value.dtype}, expected is {tensor.datatype.numpy}"
+        )
     if not batched and len(wanted) < len(tensor.shape):
         # a fixed first dimension that is a batch: the sample fills all of it
         value = np.broadcast_to(value, (tensor.shape[0], *value.shape))  # type: ignore[arg-type]

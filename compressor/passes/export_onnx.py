@@ -74,7 +74,11 @@ class ExportOnnx:
         with quiet():
             try:
                 program = torch.onnx.export(
-                    module, args, dynamo=True, verbose=False, opset_version=self.opset,
+                    module,
+                    args,
+                    dynamo=True,
+                    verbose=False,
+                    opset_version=self.opset,
                     input_names=[t.name for t in artifact.inputs],
                     dynamic_shapes=_dynamic_shapes(artifact, module, at),
                 )
@@ -83,8 +87,10 @@ class ExportOnnx:
         assert program is not None
         model = program.model
         if len(model.graph.outputs) != len(expected):
-            raise PassError(f"export_onnx: the exported graph has {len(model.graph.outputs)} outputs, "
-                            f"the model gives {len(expected)}")
+            raise PassError(
+                f"export_onnx: the exported graph has {len(model.graph.outputs)} outputs, "
+                f"the model gives {len(expected)}"
+            )
         _name_values(model, artifact)
         ir_passes.ClearMetadataAndDocStringPass()(model)
         return model
@@ -102,9 +108,11 @@ class ExportOnnx:
             got = probe.run(run, names, fed, "export_onnx: the exported model")
             found = probe.distance(names, [_array(value) for value in answer], got)
             if found.relative > self.tolerance:
-                raise PassError(f"export_onnx: output {found.output!r} differs from the torch model's by "
-                                f"{found.relative:.2g} of its largest magnitude at sizes {at}, allowed is "
-                                f"{self.tolerance:g}")
+                raise PassError(
+                    f"export_onnx: output {found.output!r} differs from the torch model's by "
+                    f"{found.relative:.2g} of its largest magnitude at sizes {at}, allowed is "
+                    f"{self.tolerance:g}"
+                )
             worst = max(worst, found, key=lambda d: d.relative)
         return worst
 
@@ -129,7 +137,8 @@ def _arguments(artifact: Artifact, feeds: probe.Arrays, module: torch.nn.Module)
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     # BF16 has no numpy type that torch knows: FP32 holds every value of it
     return tuple(
-        torch.from_numpy(feeds[t.name].astype(np.float32)).to(torch.bfloat16).to(device) if t.datatype.name == "BF16"
+        torch.from_numpy(feeds[t.name].astype(np.float32)).to(torch.bfloat16).to(device)
+        if t.datatype.name == "BF16"
         else torch.from_numpy(feeds[t.name]).to(device)
         for t in artifact.inputs
     )
@@ -140,8 +149,9 @@ def _call(module: torch.nn.Module, args: tuple[torch.Tensor, ...], artifact: Art
         answer = module(*args)
     except Exception as error:  # noqa: BLE001  the user's own code runs here
         shapes = ", ".join(f"{t.name} {tuple(arg.shape)}" for t, arg in zip(artifact.inputs, args, strict=True))
-        raise RecipeError(f"export_onnx: the model fails on random inputs ({shapes}): {type(error).__name__}: "
-                          f"{probe.one_line(error)}") from None
+        raise RecipeError(
+            f"export_onnx: the model fails on random inputs ({shapes}): {type(error).__name__}: {probe.one_line(error)}"
+        ) from None
     return _flatten(answer, artifact)
 
 
@@ -152,14 +162,18 @@ def _flatten(answer: Any, artifact: Artifact) -> list[torch.Tensor]:
     elif isinstance(answer, Mapping):
         values = [value for value in answer.values() if value is not None]
         if list(answer)[: len(names)] != names and set(names) <= set(answer):
-            raise RecipeError(f"export_onnx: the model gives its outputs as {', '.join(answer)}, the recipe names them "
-                              f"as {', '.join(names)}: the order must be the same")
+            raise RecipeError(
+                f"export_onnx: the model gives its outputs as {', '.join(answer)}, the recipe names them "
+                f"as {', '.join(names)}: the order must be the same"
+            )
     else:
         values = list(answer)
     if len(values) != len(names) or not all(isinstance(value, torch.Tensor) for value in values):
-        raise RecipeError(f"export_onnx: the model gives {len(values)} outputs of types "
-                          f"{', '.join(type(v).__name__ for v in values)}; expected are {len(names)} tensors "
-                          f"({', '.join(names)})")
+        raise RecipeError(
+            f"export_onnx: the model gives {len(values)} outputs of types "
+            f"{', '.join(type(v).__name__ for v in values)}; expected are {len(names)} tensors "
+            f"({', '.join(names)})"
+        )
     return values
 
 
@@ -171,7 +185,8 @@ def _dynamic_shapes(artifact: Artifact, module: torch.nn.Module, at: Mapping[str
         for index, axis in enumerate(tensor.shape):
             if isinstance(axis, Axis) and axis.maximum != axis.minimum:
                 shape[index] = dims.setdefault(
-                    axis.name, torch.export.Dim(axis.name, min=axis.minimum, max=axis.maximum))
+                    axis.name, torch.export.Dim(axis.name, min=axis.minimum, max=axis.maximum)
+                )
         shapes.append(shape)
     if not dims:
         return None
@@ -187,8 +202,10 @@ def _name_values(model: onnx_ir.Model, artifact: Artifact) -> None:
     """
     graph = model.graph
     if [value.name for value in graph.inputs] != [tensor.name for tensor in artifact.inputs]:
-        raise PassError(f"export_onnx: the exported graph takes {[v.name for v in graph.inputs]}, expected are "
-                        f"{[t.name for t in artifact.inputs]}")
+        raise PassError(
+            f"export_onnx: the exported graph takes {[v.name for v in graph.inputs]}, expected are "
+            f"{[t.name for t in artifact.inputs]}"
+        )
     for index, value in enumerate(graph.outputs):
         if value.producer() is None or any(value is other for other in graph.outputs[:index]):
             node = onnx_ir.node("Identity", [value])

@@ -11,16 +11,46 @@ import onnx
 from compressor.errors import RecipeError, Refused
 from compressor.passes import onnx_files
 
-KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview", "com.microsoft", "com.microsoft.nchwc",
-                 "com.microsoft.experimental"}
+KNOWN_DOMAINS = {
+    "",
+    "ai.onnx",
+    "ai.onnx.ml",
+    "ai.onnx.preview",
+    "com.microsoft",
+    "com.microsoft.nchwc",
+    "com.microsoft.experimental",
+}
 """Domains that onnxruntime's CPU package has kernels for; its own loader names the operator it does not know."""
 
 QUANTIZED_OPS = {
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearMatMul",
-    "QLinearConv", "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearSoftmax", "QLinearSigmoid", "QLinearLeakyRelu",
-    "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearWhere", "QGemm", "QAttention", "DynamicQuantizeMatMul",
-    "DynamicQuantizeLSTM", "MatMulIntegerToFloat", "MatMulNBits", "MatMulBnb4", "QMoE", "GatherBlockQuantized",
-    "QEmbedLayerNormalization", "QOrderedMatMul", "QOrderedAttention",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "MatMulInteger",
+    "ConvInteger",
+    "QLinearMatMul",
+    "QLinearConv",
+    "QLinearAdd",
+    "QLinearMul",
+    "QLinearConcat",
+    "QLinearSoftmax",
+    "QLinearSigmoid",
+    "QLinearLeakyRelu",
+    "QLinearAveragePool",
+    "QLinearGlobalAveragePool",
+    "QLinearWhere",
+    "QGemm",
+    "QAttention",
+    "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM",
+    "MatMulIntegerToFloat",
+    "MatMulNBits",
+    "MatMulBnb4",
+    "QMoE",
+    "GatherBlockQuantized",
+    "QEmbedLayerNormalization",
+    "QOrderedMatMul",
+    "QOrderedAttention",
 }
 _INT8 = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
@@ -86,8 +116,10 @@ def refuse_unknown(model: onnx.ModelProto, technique: str) -> None:
     own = {(function.domain, function.name) for function in model.functions}
     for node in nodes(model):
         if node.domain not in KNOWN_DOMAINS and (node.domain, node.op_type) not in own:
-            raise Refused(f"{technique}: node {node.name or node.output[0]!r} is {node.domain}::{node.op_type}, "
-                          "an operator that onnxruntime does not have")
+            raise Refused(
+                f"{technique}: node {node.name or node.output[0]!r} is {node.domain}::{node.op_type}, "
+                "an operator that onnxruntime does not have"
+            )
 
 
 def refuse_half(model: onnx.ModelProto, technique: str) -> None:
@@ -96,14 +128,19 @@ def refuse_half(model: onnx.ModelProto, technique: str) -> None:
     if found:
         total = sum(1 for t in weights(model) if t.data_type in _FLOATS)
         kind = onnx.TensorProto.DataType.Name(found[0].data_type).lower()
-        raise Refused(f"{technique}: {len(found)} of {total} weights are {kind} (first: {found[0].name!r}); the "
-                      "integer kernels take float32: export the model in float32")
+        raise Refused(
+            f"{technique}: {len(found)} of {total} weights are {kind} (first: {found[0].name!r}); the "
+            "integer kernels take float32: export the model in float32"
+        )
 
 
 def subgraph_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The nodes of the main graph that hold graphs (If, Loop, Scan, …)."""
-    return [node for node in model.graph.node
-            if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute)]
+    return [
+        node
+        for node in model.graph.node
+        if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute)
+    ]
 
 
 def opset(model: onnx.ModelProto) -> int:

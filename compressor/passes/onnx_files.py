@@ -86,8 +86,12 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 def nesting(graph: onnx.GraphProto) -> int:
     """How many subgraphs deep a graph goes; 0 without any. Bounded by protobuf's own nesting limit of 100 messages."""
-    inner = [sub for node in graph.node for attribute in node.attribute
-             for sub in (*([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else []), *attribute.graphs)]
+    inner = [
+        sub
+        for node in graph.node
+        for attribute in node.attribute
+        for sub in (*([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else []), *attribute.graphs)
+    ]
     return 1 + max(map(nesting, inner)) if inner else 0
 
 
@@ -114,8 +118,10 @@ def _attribute_tensors(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.TensorP
             if attribute.HasField("t"):
                 yield attribute.t
             yield from attribute.tensors
-            for sparse in (*([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
-                           *attribute.sparse_tensors):
+            for sparse in (
+                *([attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []),
+                *attribute.sparse_tensors,
+            ):
                 yield from (sparse.values, sparse.indices)
 
 
@@ -162,8 +168,9 @@ def _external_range(tensor: onnx.TensorProto, path: Path) -> tuple[Path, int, in
     if length < 0:
         length = payload(tensor)
     if offset + length > status.st_size:
-        raise RecipeError(f"{what}: bytes {offset} to {offset + length} lie outside {location}, "
-                          f"which has {status.st_size}")
+        raise RecipeError(
+            f"{what}: bytes {offset} to {offset + length} lie outside {location}, which has {status.st_size}"
+        )
     if length != payload(tensor):
         raise RecipeError(f"{what}: {length} bytes, its shape and type need {payload(tensor)}")
     return file, offset, length

@@ -172,8 +172,11 @@ def stacked(model: onnx.ModelProto) -> list[str]:
     """Names of matrix products with a stored factor of three or more dimensions: onnxruntime's integer product takes
     one scale per column only for a single matrix, and fails when it runs."""
     homes = _homes(model)
-    return [node.name for node in onnx_check.nodes(model)
-            if node.op_type == "MatMul" and node.input[1] in homes and len(homes[node.input[1]][1].dims) > 2]
+    return [
+        node.name
+        for node in onnx_check.nodes(model)
+        if node.op_type == "MatMul" and node.input[1] in homes and len(homes[node.input[1]][1].dims) > 2
+    ]
 
 
 def small(model: onnx.ModelProto, op_types: Iterable[str], minimum: int) -> list[str]:
@@ -205,8 +208,10 @@ def _convert(model: onnx.ModelProto, version: int, technique: str) -> onnx.Model
     try:
         return onnx.version_converter.convert_version(model, OPSET_TARGET)
     except Exception as error:  # noqa: BLE001  the converter's C++ errors have no common class
-        raise Refused(f"{technique}: needs opset {OPSET_MIN} or newer, the file has {version} and does not convert: "
-                      f"{probe.one_line(error)}") from None
+        raise Refused(
+            f"{technique}: needs opset {OPSET_MIN} or newer, the file has {version} and does not convert: "
+            f"{probe.one_line(error)}"
+        ) from None
 
 
 def name_nodes(model: onnx.ModelProto) -> None:

@@ -48,8 +48,16 @@ from compressor.passes.base import Context, Outcome
 from compressor.passes.quiet import quiet
 
 Fuse = Callable[[onnx_ir.Model], int]
-COUNTED = ("MultiHeadAttention", "Attention", "SkipLayerNormalization", "LayerNormalization", "Gelu", "FastGelu",
-           "BiasGelu", "Sum")
+COUNTED = (
+    "MultiHeadAttention",
+    "Attention",
+    "SkipLayerNormalization",
+    "LayerNormalization",
+    "Gelu",
+    "FastGelu",
+    "BiasGelu",
+    "Sum",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +93,14 @@ class Optimize:
         context.progress(1, 2, "check against the model before")
         worst = check_same(artifact, path, self.tolerance, context.seed)
         context.progress(2, 2, "check against the model before")
-        return Outcome(artifact.became(path=path), {
-            "fused": fused or "nothing: no pattern of a transformer was found",
-            "nodes": f"{len(original.graph.node)} → {len(optimized.graph.node)}",
-            "largest difference": worst.max_abs,
-        })
+        return Outcome(
+            artifact.became(path=path),
+            {
+                "fused": fused or "nothing: no pattern of a transformer was found",
+                "nodes": f"{len(original.graph.node)} → {len(optimized.graph.node)}",
+                "largest difference": worst.max_abs,
+            },
+        )
 
     def ensures(self, before: Artifact, after: Artifact, context: Context) -> None:
         assert after.path is not None
@@ -152,8 +163,10 @@ def check_same(artifact: Artifact, path: Path, tolerance: float, seed: int) -> p
         expected = probe.run(before, names, feeds, "optimize: the model before")
         found = probe.distance(names, expected, probe.run(after, names, feeds, "optimize: the result"))
         if found.relative > tolerance:
-            raise PassError(f"optimize: output {found.output!r} differs from the model before by {found.relative:.2g} "
-                            f"of its largest magnitude at sizes {at}, allowed is {tolerance:g}")
+            raise PassError(
+                f"optimize: output {found.output!r} differs from the model before by {found.relative:.2g} "
+                f"of its largest magnitude at sizes {at}, allowed is {tolerance:g}"
+            )
         worst = max(worst, found, key=lambda d: d.relative)
     return worst
 

@@ -45,8 +45,9 @@ def one_line(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__)[:300]
 
 
-def run(model: onnxruntime.InferenceSession, names: Sequence[str], feeds: Arrays,
-        what: str) -> list[np.ndarray[Any, Any]]:
+def run(
+    model: onnxruntime.InferenceSession, names: Sequence[str], feeds: Arrays, what: str
+) -> list[np.ndarray[Any, Any]]:
     """The model's answers. Raises PassError with onnxruntime's reason and the shapes that were fed, in one line."""
     try:
         return list(model.run(list(names), dict(feeds)))
@@ -64,8 +65,9 @@ def sizes(inputs: Sequence[Tensor], variant: int) -> dict[str, int]:
             if isinstance(axis, Axis) and axis.name not in taken:
                 base = (3 if axis.name == "batch" else 8 + 2 * len(taken)) + (3 * variant)
                 size = max(axis.minimum, 2) + base - 2
-                taken[axis.name] = size if axis.maximum is None or size <= axis.maximum else max(
-                    axis.minimum, axis.maximum - variant)
+                taken[axis.name] = (
+                    size if axis.maximum is None or size <= axis.maximum else max(axis.minimum, axis.maximum - variant)
+                )
     return taken
 
 
@@ -84,8 +86,9 @@ def rows(model: onnx.ModelProto) -> dict[str, int]:
     return found
 
 
-def random_inputs(inputs: Iterable[Tensor], at: Mapping[str, int], bounds: Mapping[str, int],
-                  generator: np.random.Generator) -> dict[str, np.ndarray[Any, Any]]:
+def random_inputs(
+    inputs: Iterable[Tensor], at: Mapping[str, int], bounds: Mapping[str, int], generator: np.random.Generator
+) -> dict[str, np.ndarray[Any, Any]]:
     """One batch for a model, axes sized by `at`.
 
     Floats are standard normal; integers are drawn below `bounds[name]`, below 2 where no bound is known. An input
@@ -120,8 +123,9 @@ class Distance:
     """`max_abs` over the largest magnitude expected."""
 
 
-def distance(outputs: Sequence[str], expected: Sequence[np.ndarray[Any, Any]],
-             got: Sequence[np.ndarray[Any, Any]]) -> Distance:
+def distance(
+    outputs: Sequence[str], expected: Sequence[np.ndarray[Any, Any]], got: Sequence[np.ndarray[Any, Any]]
+) -> Distance:
     """The worst output. Raises PassError where shapes differ, or NaN and infinities are not in the same places."""
     worst = Distance(outputs[0] if outputs else "", 0.0, 0.0)
     for name, a, b in zip(outputs, expected, got, strict=True):

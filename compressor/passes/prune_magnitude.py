@@ -19,8 +19,16 @@ from compressor.errors import PassError, RecipeError, Refused
 from compressor.numerics import importance
 from compressor.passes.base import Context, Outcome
 
-PRUNED = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, torch.nn.ConvTranspose1d,
-          torch.nn.ConvTranspose2d, torch.nn.ConvTranspose3d, torch.nn.Embedding)
+PRUNED = (
+    torch.nn.Linear,
+    torch.nn.Conv1d,
+    torch.nn.Conv2d,
+    torch.nn.Conv3d,
+    torch.nn.ConvTranspose1d,
+    torch.nn.ConvTranspose2d,
+    torch.nn.ConvTranspose3d,
+    torch.nn.Embedding,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +71,15 @@ class PruneMagnitude:
                 weight.mul_(torch.from_numpy(masks[name]).to(weight.device))
         zeros = sum(int(mask.size - np.count_nonzero(mask)) for mask in masks.values())
         total = sum(mask.size for mask in masks.values())
-        return Outcome(artifact.became(module=module), {
-            "zeros": zeros,
-            "sparsity": round(zeros / total, 6),
-            "sparsity per layer": {name: round(1.0 - float(mask.mean()), 4) for name, mask in masks.items()},
-            "note": "zeros do not make onnxruntime faster; the file is smaller only where it is stored compressed",
-        })
+        return Outcome(
+            artifact.became(module=module),
+            {
+                "zeros": zeros,
+                "sparsity": round(zeros / total, 6),
+                "sparsity per layer": {name: round(1.0 - float(mask.mean()), 4) for name, mask in masks.items()},
+                "note": "zeros do not make onnxruntime faster; the file is smaller only where it is stored compressed",
+            },
+        )
 
     def ensures(self, before: Artifact, after: Artifact, context: Context) -> None:
         assert before.module is not None
@@ -86,11 +97,16 @@ class PruneMagnitude:
         layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, PRUNED)}
         for pattern in self.exclude:
             if not fnmatch.filter(layers, pattern):
-                raise RecipeError(f"prune_magnitude: exclude: no layer is called {pattern!r}; the first names are "
-                                  f"{', '.join(list(layers)[:5]) or '(none)'}")
+                raise RecipeError(
+                    f"prune_magnitude: exclude: no layer is called {pattern!r}; the first names are "
+                    f"{', '.join(list(layers)[:5]) or '(none)'}"
+                )
         # a weight shared with an embedding (tied output layers) counts as the embedding's
-        whole = {id(layer.weight) for layer in layers.values()
-                 if isinstance(layer, torch.nn.Embedding) and not self.embeddings}
+        whole = {
+            id(layer.weight)
+            for layer in layers.values()
+            if isinstance(layer, torch.nn.Embedding) and not self.embeddings
+        }
         found: dict[str, torch.Tensor] = {}
         seen: set[int] = set()
         for name, layer in layers.items():

@@ -46,11 +46,15 @@ class QuantizeDynamic:
     def requires(self, artifact: Artifact, context: Context) -> None:
         assert artifact.path is not None
         if self.weight_type == "uint8" and is_x86(context.host) and not context.insist:
-            raise Refused("quantize_dynamic: weight_type uint8 is slow on x86 (6774 µs against 1654 µs with int8 and "
-                          "5669 µs in float, 768×3072 at 128 rows); use int8, or `insist`")
+            raise Refused(
+                "quantize_dynamic: weight_type uint8 is slow on x86 (6774 µs against 1654 µs with int8 and "
+                "5669 µs in float, 768×3072 at 128 rows); use int8, or `insist`"
+            )
         if "Conv" in self.op_types and not context.insist:
-            raise Refused("quantize_dynamic: dynamic convolutions (ConvInteger) are some ten times slower than float "
-                          "ones; use quantize_static for Conv, or `insist`")
+            raise Refused(
+                "quantize_dynamic: dynamic convolutions (ConvInteger) are some ten times slower than float "
+                "ones; use quantize_static for Conv, or `insist`"
+            )
         model = onnx_files.read_structure(artifact.path)
         onnx_check.refuse_quantized(model, self.name)
         onnx_check.refuse_unknown(model, self.name)
@@ -72,8 +76,11 @@ class QuantizeDynamic:
         quantized = self._quantize(model, sorted(exclude | set(tiny) | set(unfit) | set(stacked)), context.host, path)
         onnx_files.write(onnx_prepare.finish(quantized), path)
         context.progress(1, 1, "quantize")
-        left = {"too small to pay": tiny, "attention bias, no int8 form": unfit,
-                "stacked matrices, no per-channel form": stacked}
+        left = {
+            "too small to pay": tiny,
+            "attention bias, no int8 form": unfit,
+            "stacked matrices, no per-channel form": stacked,
+        }
         return Outcome(artifact.became(path=path), {**prepared, **effect(original, quantized, left)})
 
     def ensures(self, before: Artifact, after: Artifact, context: Context) -> None:
@@ -84,13 +91,19 @@ class QuantizeDynamic:
         with quiet():
             try:
                 ort_quantize_dynamic(
-                    model, path, op_types_to_quantize=[*self.op_types], per_channel=self.per_channel,
-                    reduce_range=reduce_range, nodes_to_exclude=exclude,
+                    model,
+                    path,
+                    op_types_to_quantize=[*self.op_types],
+                    per_channel=self.per_channel,
+                    reduce_range=reduce_range,
+                    nodes_to_exclude=exclude,
                     use_external_data_format=onnx_files.weight_bytes(model) > onnx_files.SINGLE_FILE_MAX,
                     weight_type=QuantType.QInt8 if self.weight_type == "int8" else QuantType.QUInt8,
                     # types of values after onnxruntime's own operators are not inferred; all floats here are float32
-                    extra_options={"EnableSubgraph": bool(onnx_check.subgraph_nodes(model)),
-                                   "DefaultTensorType": onnx.TensorProto.FLOAT},
+                    extra_options={
+                        "EnableSubgraph": bool(onnx_check.subgraph_nodes(model)),
+                        "DefaultTensorType": onnx.TensorProto.FLOAT,
+                    },
                 )
             except Exception as error:  # noqa: BLE001  the library raises bare ValueError, RuntimeError and AssertionError
                 inside = [f"{node.op_type} {node.name!r}" for node in onnx_check.subgraph_nodes(model)]
@@ -105,8 +118,11 @@ def is_x86(host: Host) -> bool:
 
 def _unfit_attention(model: onnx.ModelProto) -> list[str]:
     """Attention nodes with an additive bias: QAttention has no such input, and the quantizer drops it in silence."""
-    return [node.name for node in onnx_check.nodes(model)
-            if node.op_type == "Attention" and node.domain == "com.microsoft" and any(node.input[5:])]
+    return [
+        node.name
+        for node in onnx_check.nodes(model)
+        if node.op_type == "Attention" and node.domain == "com.microsoft" and any(node.input[5:])
+    ]
 
 
 def effect(original: onnx.ModelProto, quantized: onnx.ModelProto, left: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -117,8 +133,11 @@ def effect(original: onnx.ModelProto, quantized: onnx.ModelProto, left: Mapping[
         "weights left in float": after.floats,
         "float bytes": after.float_bytes,
         "int8 bytes": after.int8_bytes,
-        "integer nodes": {name: count for name, count in sorted(onnx_check.operators(quantized).items())
-                          if name in onnx_check.QUANTIZED_OPS},
+        "integer nodes": {
+            name: count
+            for name, count in sorted(onnx_check.operators(quantized).items())
+            if name in onnx_check.QUANTIZED_OPS
+        },
     }
     told |= {f"left in float: {why}": list(names) for why, names in left.items() if names}
     return told
@@ -133,11 +152,15 @@ def ensure_quantized(technique: str, before: Artifact, after: Artifact, seed: in
     if result.int8 <= counted.int8:
         found = onnx_check.operators(old)
         shown = ", ".join(f"{count} {name}" for name, count in sorted(found.items(), key=lambda item: -item[1])[:6])
-        raise Refused(f"{technique}: nothing to quantize: none of the {counted.floats} stored weights feeds a node "
-                      f"that is quantized (the model has {shown})")
+        raise Refused(
+            f"{technique}: nothing to quantize: none of the {counted.floats} stored weights feeds a node "
+            f"that is quantized (the model has {shown})"
+        )
     if result.int8_bytes + result.float_bytes >= counted.int8_bytes + counted.float_bytes:
-        raise PassError(f"{technique}: {result.int8_bytes + result.float_bytes} bytes of weights after, "
-                        f"{counted.int8_bytes + counted.float_bytes} before")
+        raise PassError(
+            f"{technique}: {result.int8_bytes + result.float_bytes} bytes of weights after, "
+            f"{counted.int8_bytes + counted.float_bytes} before"
+        )
     _ensure_runs(technique, before, after, probe.rows(old), seed)
 
 

@@ -29,9 +29,33 @@ from compressor.passes.quantize_dynamic import effect, ensure_quantized, is_x86
 from compressor.passes.quiet import quiet
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-OpType = Literal["Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "Relu", "Clip", "LeakyRelu", "Sigmoid",
-                 "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "Split", "Reshape", "Flatten", "Squeeze",
-                 "Unsqueeze", "Transpose", "Resize", "Pad", "Slice", "Gather", "Softmax"]
+OpType = Literal[
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "MatMul",
+    "Add",
+    "Mul",
+    "Relu",
+    "Clip",
+    "LeakyRelu",
+    "Sigmoid",
+    "MaxPool",
+    "AveragePool",
+    "GlobalAveragePool",
+    "Concat",
+    "Split",
+    "Reshape",
+    "Flatten",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+    "Resize",
+    "Pad",
+    "Slice",
+    "Gather",
+    "Softmax",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +76,26 @@ class QuantizeStatic:
     format: Literal["qdq", "qoperator"] = "qdq"
     reduce_range: bool | None = None
     """Weights of 7 bits, so that the 16-bit sums of x86 without VNNI do not saturate; None decides by the host."""
-    op_types: tuple[OpType, ...] = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool",
-                                    "AveragePool", "GlobalAveragePool", "Concat", "Reshape", "Flatten", "Squeeze",
-                                    "Unsqueeze", "Transpose", "Resize", "Pad")
+    op_types: tuple[OpType, ...] = (
+        "Conv",
+        "ConvTranspose",
+        "Gemm",
+        "MatMul",
+        "Add",
+        "Relu",
+        "Clip",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "Concat",
+        "Reshape",
+        "Flatten",
+        "Squeeze",
+        "Unsqueeze",
+        "Transpose",
+        "Resize",
+        "Pad",
+    )
     exclude: tuple[str, ...] = ()
     """Names of nodes to leave in float; `*` and `?` match."""
     smallest: int = field(default=16, metadata={"minimum": 1})
@@ -65,15 +106,20 @@ class QuantizeStatic:
         if context.calibration is None:
             raise RecipeError("quantize_static: needs calibration data, the recipe's data.calibration names none")
         if self.activation_type == "int8" and self.weight_type == "uint8":
-            raise RecipeError("quantize_static: activation_type int8 with weight_type uint8 has no kernel; use "
-                              "int8 weights")
+            raise RecipeError(
+                "quantize_static: activation_type int8 with weight_type uint8 has no kernel; use int8 weights"
+            )
         if not context.insist and is_x86(context.host):
             if self.weight_type == "uint8":
-                raise Refused("quantize_static: weight_type uint8 is slower than float on x86 (2198 µs against 1513 µs "
-                              "in float and 476 µs with int8); use int8, or `insist`")
+                raise Refused(
+                    "quantize_static: weight_type uint8 is slower than float on x86 (2198 µs against 1513 µs "
+                    "in float and 476 µs with int8); use int8, or `insist`"
+                )
             if self.format == "qoperator" and self.activation_type == "int8":
-                raise Refused("quantize_static: int8 activations as qoperator are slow on x86 (10109 µs against "
-                              "1513 µs in float); use format qdq or activation_type uint8, or `insist`")
+                raise Refused(
+                    "quantize_static: int8 activations as qoperator are slow on x86 (10109 µs against "
+                    "1513 µs in float); use format qdq or activation_type uint8, or `insist`"
+                )
         model = onnx_files.read(artifact.path)
         onnx_check.refuse_quantized(model, self.name)
         onnx_check.refuse_unknown(model, self.name)
@@ -108,30 +154,49 @@ class QuantizeStatic:
         path = context.folder / "model.onnx"
         quantized = self._quantize(model, sorted(exclude), spans, context, path)
         onnx_files.write(onnx_prepare.finish(quantized), path)
-        return Outcome(artifact.became(path=path), {
-            **counts, **effect(original, quantized, left), "calibration samples": seen, "ranges": len(spans),
-        })
+        return Outcome(
+            artifact.became(path=path),
+            {
+                **counts,
+                **effect(original, quantized, left),
+                "calibration samples": seen,
+                "ranges": len(spans),
+            },
+        )
 
     def ensures(self, before: Artifact, after: Artifact, context: Context) -> None:
         ensure_quantized(self.name, before, after, context.seed)
 
-    def _quantize(self, model: onnx.ModelProto, exclude: list[str], spans: dict[str, tuple[float, float]],
-                  context: Context, path: Path) -> onnx.ModelProto:
+    def _quantize(
+        self,
+        model: onnx.ModelProto,
+        exclude: list[str],
+        spans: dict[str, tuple[float, float]],
+        context: Context,
+        path: Path,
+    ) -> onnx.ModelProto:
         reduce_range = is_x86(context.host) and "vnni" not in context.host.flags
         ranges_file = context.folder / "ranges.json"
-        data = {name: TensorData(lowest=np.float32(low), highest=np.float32(high))
-                for name, (low, high) in spans.items()}
+        data = {
+            name: TensorData(lowest=np.float32(low), highest=np.float32(high)) for name, (low, high) in spans.items()
+        }
         # the method named here is only compared with the one asked for below; the ranges are used as they are
         save_tensors_data(TensorsData(CalibrationMethod.MinMax, data), ranges_file)
         types = {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
         with quiet():
             try:
                 ort_quantize_static(
-                    model, path, None, quant_format=QuantFormat.QDQ if self.format == "qdq" else QuantFormat.QOperator,
-                    op_types_to_quantize=[*self.op_types], per_channel=self.per_channel,
+                    model,
+                    path,
+                    None,
+                    quant_format=QuantFormat.QDQ if self.format == "qdq" else QuantFormat.QOperator,
+                    op_types_to_quantize=[*self.op_types],
+                    per_channel=self.per_channel,
                     reduce_range=reduce_range if self.reduce_range is None else self.reduce_range,
-                    activation_type=types[self.activation_type], weight_type=types[self.weight_type],
-                    nodes_to_exclude=exclude, calibrate_method=CalibrationMethod.MinMax,
+                    activation_type=types[self.activation_type],
+                    weight_type=types[self.weight_type],
+                    nodes_to_exclude=exclude,
+                    calibrate_method=CalibrationMethod.MinMax,
                     calibration_cache_path=ranges_file,
                     use_external_data_format=onnx_files.weight_bytes(model) > onnx_files.SINGLE_FILE_MAX,
                 )
@@ -152,8 +217,9 @@ def _infer(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
         try:
             # Symbolic inference is for shapes; only types are needed, which the plain one gives. By path: of a model in
             # memory, the library moves all stored tensors out, and axes or shapes among them are then not found.
-            quant_pre_process(source, path, skip_symbolic_shape=True, save_as_external_data=big,
-                              all_tensors_to_one_file=True)
+            quant_pre_process(
+                source, path, skip_symbolic_shape=True, save_as_external_data=big, all_tensors_to_one_file=True
+            )
             inferred = onnx_files.read(path)
         except Exception as error:  # noqa: BLE001  as above
             raise RecipeError(f"quantize_static: the model cannot be prepared: {probe.one_line(error)}") from None
@@ -170,8 +236,11 @@ def _watched(model: onnx.ModelProto, op_types: Sequence[str]) -> list[str]:
     for node in model.graph.node:
         if node.op_type in op_types:
             for name in (*node.input, *node.output):
-                if name in values and name not in stored and (
-                        values[name].type.tensor_type.elem_type == onnx.TensorProto.FLOAT):
+                if (
+                    name in values
+                    and name not in stored
+                    and (values[name].type.tensor_type.elem_type == onnx.TensorProto.FLOAT)
+                ):
                     names[name] = None
     return list(names)
 
@@ -179,8 +248,11 @@ def _watched(model: onnx.ModelProto, op_types: Sequence[str]) -> list[str]:
 def _varying(model: onnx.ModelProto) -> list[str]:
     """Matrix products of two activations (attention scores): eight bits on both sides cost accuracy and gain little."""
     stored = {tensor.name for tensor in model.graph.initializer}
-    return [node.name for node in model.graph.node
-            if node.op_type == "MatMul" and not any(name in stored for name in node.input)]
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "MatMul" and not any(name in stored for name in node.input)
+    ]
 
 
 def _refuse_subgraph_weights(model: onnx.ModelProto) -> None:
@@ -189,5 +261,7 @@ def _refuse_subgraph_weights(model: onnx.ModelProto) -> None:
             for branch in (*([attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else []), *attribute.graphs):
                 inner = onnx.ModelProto(graph=branch)
                 if any(True for _ in onnx_check.weights(inner)):
-                    raise Refused(f"quantize_static: node {node.name or node.output[0]!r} is {node.op_type} with "
-                                  "weights inside, whose values cannot be calibrated; quantize_dynamic reaches them")
+                    raise Refused(
+                        f"quantize_static: node {node.name or node.output[0]!r} is {node.op_type} with "
+                        "weights inside, whose values cannot be calibrated; quantize_dynamic reaches them"
+                    )

@@ -126,9 +126,7 @@ class Plain:
 class Bound:
     """Through I/O binding: only the outputs asked for are computed into and fetched; also the way to feed BF16."""
 
-    def __init__(
-        self, session: ort.InferenceSession, device: Device, io: ModelIO, run_options: ort.RunOptions
-    ) -> None:
+    def __init__(self, session: ort.InferenceSession, device: Device, io: ModelIO, run_options: ort.RunOptions) -> None:
         self._session = session
         self._device = device
         self._inputs = {info.name: info.datatype for info in io.inputs}

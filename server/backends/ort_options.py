@@ -93,9 +93,7 @@ def read(config: ModelConfig, options: Mapping[str, str], devices: tuple[Device,
     )
 
 
-def _get(
-    values: Mapping[str, str], where: str, name: str, parse: Callable[[str, str], _T], default: _T
-) -> _T:
+def _get(values: Mapping[str, str], where: str, name: str, parse: Callable[[str, str], _T], default: _T) -> _T:
     return parse(values[name], f"{where}: {name}") if name in values else default
 
 

@@ -111,7 +111,6 @@ def piped(folder: Path) -> None:
     os.mkfifo(folder / "model.onnx")
 
 
-
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [

@@ -131,9 +131,7 @@ def serving(
 ) -> Iterator[tuple[Model, FakeSession, Sheet]]:
     """A model `m` on the fake backend: y = x. Closed at the end, its gate opened first."""
     session = load_fake(folder, behaviour, instances=instances)
-    model = Model(
-        "m", 1, settings or config(), session, (Device(),) * instances, clock or HandClock(), max_queue_size
-    )
+    model = Model("m", 1, settings or config(), session, (Device(),) * instances, clock or HandClock(), max_queue_size)
     try:
         yield model, session, Sheet()
     finally:

@@ -26,7 +26,10 @@ SETTINGS = Settings(repositories=(), grpc_port=0, metrics_port=0, exit_timeout_s
 
 
 def model_text(
-    behaviour: Mapping[str, object] = {}, datatype: str = "FP32", shape: tuple[int, ...] = (-1, 4), inputs: str = "x",
+    behaviour: Mapping[str, object] = {},
+    datatype: str = "FP32",
+    shape: tuple[int, ...] = (-1, 4),
+    inputs: str = "x",
     constant: object = None,
 ) -> str:
     """A `model.fake` with one output y, which is the first input."""

@@ -29,8 +29,9 @@ def test_zero_is_exact_and_the_range_is_covered(ends: list[float], integers: tup
 @given(ENDS, st.sampled_from([(0, 255), (-128, 127)]))
 def test_parameters_are_those_of_onnxruntime(ends: list[float], integers: tuple[int, int]) -> None:
     kind = np.uint8 if integers[0] == 0 else np.int8
-    zero, scale = compute_scale_zp(np.float32(ends[0]), np.float32(ends[1]),
-                                   np.array(integers[0], kind), np.array(integers[1], kind))
+    zero, scale = compute_scale_zp(
+        np.float32(ends[0]), np.float32(ends[1]), np.array(integers[0], kind), np.array(integers[1], kind)
+    )
     own_scale, own_zero = affine.parameters(*ends, *integers, symmetric=False)
     assert own_scale == pytest.approx(float(scale), rel=1e-6)
     assert abs(own_zero - int(zero)) <= (0 if own_scale != 1.0 else 255)
@@ -52,8 +53,10 @@ def test_a_channel_of_zeros_stays_zero() -> None:
     np.testing.assert_array_equal(affine.quantize(weights, scales, 0, -127, 127)[0], 0)
 
 
-@pytest.mark.parametrize(("low", "high", "qmin", "qmax"), [(1, 0, 0, 255), (float("nan"), 1, 0, 255), (0, 1, 1, 5),
-                                                         (0, float("inf"), 0, 255), (0, 1, 0, 0)])
+@pytest.mark.parametrize(
+    ("low", "high", "qmin", "qmax"),
+    [(1, 0, 0, 255), (float("nan"), 1, 0, 255), (0, 1, 1, 5), (0, float("inf"), 0, 255), (0, 1, 0, 0)],
+)
 def test_nonsense_is_an_error(low: float, high: float, qmin: int, qmax: int) -> None:
     with pytest.raises(ValueError, match="must"):
         affine.parameters(low, high, qmin, qmax, symmetric=False)

@@ -30,8 +30,9 @@ def tensor(name: str, datatype: str, *shape: int | Axis) -> Tensor:
 X, Y = tensor("x", "FP32", BATCH, 32), tensor("y", "FP32", BATCH, 24)
 
 
-def context(folder: Path, *, host: Host = VNNI, insist: bool = False,
-            calibration: Callable[[], Iterator[Sample]] | None = None) -> Context:
+def context(
+    folder: Path, *, host: Host = VNNI, insist: bool = False, calibration: Callable[[], Iterator[Sample]] | None = None
+) -> Context:
     folder.mkdir(parents=True, exist_ok=True)
     return Context(folder, host, calibration, insist, 0, lambda done, total, what: None)
 
@@ -44,8 +45,9 @@ def run_pass(technique: Pass, artifact: Artifact, where: Context) -> Outcome:
     return outcome
 
 
-def onnx_artifact(model: onnx.ModelProto, path: Path, inputs: Sequence[Tensor] = (X,),
-                  outputs: Sequence[Tensor] = (Y,)) -> Artifact:
+def onnx_artifact(
+    model: onnx.ModelProto, path: Path, inputs: Sequence[Tensor] = (X,), outputs: Sequence[Tensor] = (Y,)
+) -> Artifact:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(model.SerializeToString())
     return Artifact(Kind.ONNX, tuple(inputs), tuple(outputs), path=path)
@@ -59,24 +61,44 @@ def weights(*shape: int, seed: int = 0) -> np.ndarray[Any, Any]:
     return (np.random.default_rng(seed).standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
 
 
-def graph(nodes: Sequence[onnx.NodeProto], stored: dict[str, np.ndarray[Any, Any]], *, opset: int = 17,
-          inputs: Sequence[Tensor] = (X,), outputs: Sequence[Tensor] = (Y,), **extra: Any) -> onnx.ModelProto:
+def graph(
+    nodes: Sequence[onnx.NodeProto],
+    stored: dict[str, np.ndarray[Any, Any]],
+    *,
+    opset: int = 17,
+    inputs: Sequence[Tensor] = (X,),
+    outputs: Sequence[Tensor] = (Y,),
+    **extra: Any,
+) -> onnx.ModelProto:
     def info(each: Tensor) -> onnx.ValueInfoProto:
         shape = [axis.name if isinstance(axis, Axis) else axis for axis in each.shape]
         return helper.make_tensor_value_info(each.name, each.datatype.onnx_code, shape)
 
-    made = helper.make_graph(list(nodes), "g", [info(t) for t in inputs], [info(t) for t in outputs],
-                             [numpy_helper.from_array(array, name) for name, array in stored.items()])
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", opset), *extra.pop("domains", [])],
-                             **{"ir_version": 8, **extra})
+    made = helper.make_graph(
+        list(nodes),
+        "g",
+        [info(t) for t in inputs],
+        [info(t) for t in outputs],
+        [numpy_helper.from_array(array, name) for name, array in stored.items()],
+    )
+    return helper.make_model(
+        made, opset_imports=[helper.make_opsetid("", opset), *extra.pop("domains", [])], **{"ir_version": 8, **extra}
+    )
 
 
 def mlp(opset: int = 17, **extra: Any) -> onnx.ModelProto:
     """x [batch, 32] → MatMul 32×48 + bias → Relu → MatMul 48×24 → y."""
     return graph(
-        [helper.make_node("MatMul", ["x", "w1"], ["a"], "first"), helper.make_node("Add", ["a", "b1"], ["b"]),
-         helper.make_node("Relu", ["b"], ["c"]), helper.make_node("MatMul", ["c", "w2"], ["y"], "second")],
-        {"w1": weights(32, 48), "b1": weights(48, seed=3), "w2": weights(48, 24, seed=1)}, opset=opset, **extra)
+        [
+            helper.make_node("MatMul", ["x", "w1"], ["a"], "first"),
+            helper.make_node("Add", ["a", "b1"], ["b"]),
+            helper.make_node("Relu", ["b"], ["c"]),
+            helper.make_node("MatMul", ["c", "w2"], ["y"], "second"),
+        ],
+        {"w1": weights(32, 48), "b1": weights(48, seed=3), "w2": weights(48, 24, seed=1)},
+        opset=opset,
+        **extra,
+    )
 
 
 def constant(name: str, array: np.ndarray[Any, Any]) -> onnx.NodeProto:
@@ -87,16 +109,29 @@ def cnn() -> onnx.ModelProto:
     """NCHW, 16 channels in, Conv + BatchNormalization + Relu + MaxPool + Conv + GlobalAveragePool + Gemm."""
     ones, zeros = np.ones(32, np.float32), np.zeros(32, np.float32)
     return graph(
-        [helper.make_node("Conv", ["x", "k1"], ["a"], "conv1", pads=[1, 1, 1, 1]),
-         helper.make_node("BatchNormalization", ["a", "scale", "shift", "mean", "var"], ["b"], "norm"),
-         helper.make_node("Relu", ["b"], ["c"], "relu"),
-         helper.make_node("MaxPool", ["c"], ["d"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
-         helper.make_node("Conv", ["d", "k2", "b2"], ["e"], "conv2", pads=[1, 1, 1, 1]),
-         helper.make_node("GlobalAveragePool", ["e"], ["f"], "mean_pool"), helper.make_node("Flatten", ["f"], ["g"]),
-         helper.make_node("Gemm", ["g", "w", "bias"], ["y"], "head", transB=1)],
-        {"k1": weights(32, 16, 3, 3) / 2, "scale": ones * 1.5, "shift": zeros + 0.1, "mean": zeros, "var": ones,
-         "k2": weights(32, 32, 3, 3, seed=1) / 2, "b2": zeros + 0.2, "w": weights(24, 32, seed=2),
-         "bias": weights(24, seed=4)}, inputs=(IMAGE,))
+        [
+            helper.make_node("Conv", ["x", "k1"], ["a"], "conv1", pads=[1, 1, 1, 1]),
+            helper.make_node("BatchNormalization", ["a", "scale", "shift", "mean", "var"], ["b"], "norm"),
+            helper.make_node("Relu", ["b"], ["c"], "relu"),
+            helper.make_node("MaxPool", ["c"], ["d"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
+            helper.make_node("Conv", ["d", "k2", "b2"], ["e"], "conv2", pads=[1, 1, 1, 1]),
+            helper.make_node("GlobalAveragePool", ["e"], ["f"], "mean_pool"),
+            helper.make_node("Flatten", ["f"], ["g"]),
+            helper.make_node("Gemm", ["g", "w", "bias"], ["y"], "head", transB=1),
+        ],
+        {
+            "k1": weights(32, 16, 3, 3) / 2,
+            "scale": ones * 1.5,
+            "shift": zeros + 0.1,
+            "mean": zeros,
+            "var": ones,
+            "k2": weights(32, 32, 3, 3, seed=1) / 2,
+            "b2": zeros + 0.2,
+            "w": weights(24, 32, seed=2),
+            "bias": weights(24, seed=4),
+        },
+        inputs=(IMAGE,),
+    )
 
 
 IMAGE = tensor("x", "FP32", BATCH, 16, 12, 12)

@@ -31,9 +31,18 @@ class Encoder(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.bert = transformers.BertModel(transformers.BertConfig(
-            vocab_size=300, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
-            max_position_embeddings=64, attn_implementation="sdpa"), add_pooling_layer=False)
+        self.bert = transformers.BertModel(
+            transformers.BertConfig(
+                vocab_size=300,
+                hidden_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                intermediate_size=128,
+                max_position_embeddings=64,
+                attn_implementation="sdpa",
+            ),
+            add_pooling_layer=False,
+        )
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
         hidden = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
@@ -136,9 +145,13 @@ def test_outputs_that_do_not_match_the_recipe_are_named(tmp_path: Path) -> None:
         def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
             return {"a": x, "b": x + 1}
 
-    for outputs, reason in (((m.Y,), "gives 2 outputs of types Tensor, Tensor; expected are 1"),
-                            ((m.tensor("b", "FP32", m.BATCH, 32), m.tensor("a", "FP32", m.BATCH, 32)),
-                             "gives its outputs as a, b, the recipe names them as b, a")):
+    for outputs, reason in (
+        ((m.Y,), "gives 2 outputs of types Tensor, Tensor; expected are 1"),
+        (
+            (m.tensor("b", "FP32", m.BATCH, 32), m.tensor("a", "FP32", m.BATCH, 32)),
+            "gives its outputs as a, b, the recipe names them as b, a",
+        ),
+    ):
         with pytest.raises(RecipeError, match=reason):
             m.run_pass(ExportOnnx(), m.torch_artifact(Two(), (m.X,), outputs), m.context(tmp_path))
 
@@ -161,27 +174,36 @@ def operators(path: Path) -> Counter[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("technique", "expected"), [
-    (Optimize(expect={"MultiHeadAttention": 2, "Sum": 5}), {"MultiHeadAttention": 2, "Sum": 5}),
-    (Optimize(attention="attention", norm="skip", gelu="bias"),
-     {"Attention": 2, "SkipLayerNormalization": 4, "BiasGelu": 2}),
-    (Optimize(attention="none", norm="plain"), {"MultiHeadAttention": 0, "LayerNormalization": 5, "Sum": 0}),
-], ids=["default", "everything", "nothing"])
+@pytest.mark.parametrize(
+    ("technique", "expected"),
+    [
+        (Optimize(expect={"MultiHeadAttention": 2, "Sum": 5}), {"MultiHeadAttention": 2, "Sum": 5}),
+        (
+            Optimize(attention="attention", norm="skip", gelu="bias"),
+            {"Attention": 2, "SkipLayerNormalization": 4, "BiasGelu": 2},
+        ),
+        (Optimize(attention="none", norm="plain"), {"MultiHeadAttention": 0, "LayerNormalization": 5, "Sum": 0}),
+    ],
+    ids=["default", "everything", "nothing"],
+)
 def test_what_is_fused_is_the_recipes_choice_and_is_counted(
-        encoder: tuple[Artifact, Outcome], tmp_path: Path, technique: Optimize, expected: dict[str, int]) -> None:
+    encoder: tuple[Artifact, Outcome], tmp_path: Path, technique: Optimize, expected: dict[str, int]
+) -> None:
     outcome = m.run_pass(technique, encoder[1].artifact, m.context(tmp_path))
     found = operators(outcome.artifact.path)
     assert {name: found[name] for name in expected} == expected
     assert outcome.effect["largest difference"] < 1e-5
     feeds = tokens(5, 11)
-    for before, after in zip(m.answers(encoder[1].artifact.path, feeds), m.answers(outcome.artifact.path, feeds),
-                             strict=True):
+    for before, after in zip(
+        m.answers(encoder[1].artifact.path, feeds), m.answers(outcome.artifact.path, feeds), strict=True
+    ):
         np.testing.assert_allclose(after, before, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_the_optimized_model_is_quantized_as_far_as_the_plain_one(
-        encoder: tuple[Artifact, Outcome], tmp_path: Path) -> None:
+    encoder: tuple[Artifact, Outcome], tmp_path: Path
+) -> None:
     plain = m.run_pass(QuantizeDynamic(), encoder[1].artifact, m.context(tmp_path / "plain"))
     fused = m.run_pass(Optimize(), encoder[1].artifact, m.context(tmp_path / "fused")).artifact
     both = m.run_pass(QuantizeDynamic(), fused, m.context(tmp_path / "both"))

@@ -47,27 +47,31 @@ def test_offset_and_length_may_be_left_out(tmp_path: Path) -> None:
     np.testing.assert_array_equal(numpy_helper.to_array(read.graph.initializer[0]), m.weights(32, 48))
 
 
-@pytest.mark.parametrize(("entries", "reason"), [
-    ({"location": "../w.data"}, "must be a plain file name"),
-    ({"location": "/etc/passwd"}, "must be a plain file name"),
-    ({"location": "sub/w.data"}, "must be a plain file name"),
-    ({"location": "sub\\w.data"}, "must be a plain file name"),
-    ({"location": "w.data\0x"}, "must be a plain file name"),
-    ({"location": ".."}, "must be a plain file name"),
-    ({"location": ""}, "must be a plain file name"),
-    ({"location": "*/_ORT_MEM_ADDR_/*"}, "is a memory address"),
-    ({"location": "missing.data"}, "cannot be read"),
-    ({"offset": "4096"}, "lie outside w.data"),
-    ({"offset": "-1"}, "must be a whole number"),
-    ({"offset": "1e3"}, "must be a whole number"),
-    ({"offset": "9" * 30}, "must be a whole number"),
-    ({"offset": "9" * 18}, "lie outside w.data"),
-    ({"length": "-5"}, "must be a whole number"),
-    ({"length": "100"}, "its shape and type need 6144"),
-    ({"__class__": "x"}, "unknown key '__class__'"),
-])
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ({"location": "../w.data"}, "must be a plain file name"),
+        ({"location": "/etc/passwd"}, "must be a plain file name"),
+        ({"location": "sub/w.data"}, "must be a plain file name"),
+        ({"location": "sub\\w.data"}, "must be a plain file name"),
+        ({"location": "w.data\0x"}, "must be a plain file name"),
+        ({"location": ".."}, "must be a plain file name"),
+        ({"location": ""}, "must be a plain file name"),
+        ({"location": "*/_ORT_MEM_ADDR_/*"}, "is a memory address"),
+        ({"location": "missing.data"}, "cannot be read"),
+        ({"offset": "4096"}, "lie outside w.data"),
+        ({"offset": "-1"}, "must be a whole number"),
+        ({"offset": "1e3"}, "must be a whole number"),
+        ({"offset": "9" * 30}, "must be a whole number"),
+        ({"offset": "9" * 18}, "lie outside w.data"),
+        ({"length": "-5"}, "must be a whole number"),
+        ({"length": "100"}, "its shape and type need 6144"),
+        ({"__class__": "x"}, "unknown key '__class__'"),
+    ],
+)
 def test_external_data_that_is_not_a_range_of_a_file_beside_is_refused(
-        tmp_path: Path, entries: dict[str, str], reason: str) -> None:
+    tmp_path: Path, entries: dict[str, str], reason: str
+) -> None:
     with pytest.raises(RecipeError, match=reason):
         onnx_files.read_structure(external(tmp_path, **entries))
 
@@ -103,9 +107,16 @@ def hide_in_branch(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
 
 
 def hide_in_function(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
-    model.functions.append(helper.make_function("own", "F", [], ["o"],
-                                                [helper.make_node("Constant", [], ["o"], value=tensor)],
-                                                [helper.make_opsetid("", 17)]))
+    model.functions.append(
+        helper.make_function(
+            "own",
+            "F",
+            [],
+            ["o"],
+            [helper.make_node("Constant", [], ["o"], value=tensor)],
+            [helper.make_opsetid("", 17)],
+        )
+    )
 
 
 def hide_in_sparse(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
@@ -114,7 +125,8 @@ def hide_in_sparse(model: onnx.ModelProto, tensor: onnx.TensorProto) -> None:
 
 @pytest.mark.parametrize("hide", [hide_in_attribute, hide_in_branch, hide_in_function, hide_in_sparse])
 def test_no_place_of_a_model_hides_an_external_tensor(
-        tmp_path: Path, hide: Callable[[onnx.ModelProto, onnx.TensorProto], None]) -> None:
+    tmp_path: Path, hide: Callable[[onnx.ModelProto, onnx.TensorProto], None]
+) -> None:
     tensor = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
     tensor.external_data.add(key="location", value="../../../etc/hostname")
     model = m.mlp()
@@ -193,7 +205,8 @@ def test_writing_and_reading_gives_the_same_model(tmp_path: Path) -> None:
 
 
 def test_a_model_too_large_for_one_file_gets_its_weights_beside_it(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(onnx_files, "SINGLE_FILE_MAX", 4096)
     path = onnx_files.write(m.mlp(), tmp_path / "model.onnx")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.onnx", "model.onnx.data"]

@@ -103,8 +103,11 @@ def test_excluded_nodes_stay_in_float_and_an_unknown_name_is_an_error(tmp_path: 
 
 def test_a_model_without_weights_to_quantize_is_refused(tmp_path: Path) -> None:
     out = m.tensor("y", "FP32", m.BATCH, 32)
-    model = m.graph([helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Add", ["a", "b"], ["y"])],
-                    {"b": m.weights(1, 32)}, outputs=(out,))
+    model = m.graph(
+        [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Add", ["a", "b"], ["y"])],
+        {"b": m.weights(1, 32)},
+        outputs=(out,),
+    )
     artifact = m.onnx_artifact(model, tmp_path / "m.onnx", outputs=(out,))
     with pytest.raises(Refused, match=r"nothing to quantize: none of the 1 stored weights .* 1 Relu"):
         m.run_pass(QuantizeDynamic(), artifact, m.context(tmp_path / "out"))
@@ -120,10 +123,18 @@ def test_a_quantized_model_is_refused(tmp_path: Path) -> None:
 def test_fused_attention_with_a_bias_stays_in_float_because_its_int8_form_would_drop_it(tmp_path: Path) -> None:
     x, y = m.tensor("x", "FP32", m.BATCH, 8, 32), m.tensor("y", "FP32", m.BATCH, 8, 32)
     bias = np.where(np.tri(8), 0, -1e4).astype(np.float32)[None, None]
-    model = m.graph([helper.make_node("Attention", ["x", "w", "b", "", "", "mask"], ["a"], "attend", num_heads=4,
-                                      domain="com.microsoft"), helper.make_node("MatMul", ["a", "p"], ["y"])],
-                    {"w": m.weights(32, 96), "b": m.weights(96), "mask": bias, "p": m.weights(32, 32)},
-                    inputs=(x,), outputs=(y,), domains=[helper.make_opsetid("com.microsoft", 1)])
+    model = m.graph(
+        [
+            helper.make_node(
+                "Attention", ["x", "w", "b", "", "", "mask"], ["a"], "attend", num_heads=4, domain="com.microsoft"
+            ),
+            helper.make_node("MatMul", ["a", "p"], ["y"]),
+        ],
+        {"w": m.weights(32, 96), "b": m.weights(96), "mask": bias, "p": m.weights(32, 32)},
+        inputs=(x,),
+        outputs=(y,),
+        domains=[helper.make_opsetid("com.microsoft", 1)],
+    )
     artifact = m.onnx_artifact(model, tmp_path / "m.onnx", (x,), (y,))
     outcome = m.run_pass(QuantizeDynamic(), artifact, m.context(tmp_path / "out"))
     assert outcome.effect["left in float: attention bias, no int8 form"] == ["attend"]

@@ -40,7 +40,8 @@ def artifact(tmp_path: Path) -> m.Artifact:
 
 @pytest.mark.parametrize("calibrator", ["minmax", "entropy", "percentile"])
 def test_convolutions_and_gemm_become_int8_and_the_answers_stay_near(
-        artifact: m.Artifact, tmp_path: Path, calibrator: str) -> None:
+    artifact: m.Artifact, tmp_path: Path, calibrator: str
+) -> None:
     technique = QuantizeStatic(calibrator=calibrator, percentile=99.9)  # type: ignore[arg-type]
     outcome = m.run_pass(technique, artifact, m.context(tmp_path / "out", calibration=images))
     assert outcome.effect["weights quantized"] == 3
@@ -48,15 +49,20 @@ def test_convolutions_and_gemm_become_int8_and_the_answers_stay_near(
     made = onnx.load(outcome.artifact.path)
     assert not any(node.op_type == "BatchNormalization" for node in made.graph.node)
     assert {tuple(t.dims) for t in made.graph.initializer if t.data_type == m.INT8 and len(t.dims) > 1} == {
-        (32, 16, 3, 3), (32, 32, 3, 3), (24, 32)}
+        (32, 16, 3, 3),
+        (32, 32, 3, 3),
+        (24, 32),
+    }
     assert any(t.data_type == onnx.TensorProto.UINT8 for t in made.graph.initializer)
     assert m.close(m.answers(artifact.path, batch())[0], m.answers(outcome.artifact.path, batch())[0], 0.1)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["model.onnx"]
 
 
 def test_axes_that_are_stored_tensors_stay_readable(tmp_path: Path) -> None:
-    nodes = [helper.make_node("Conv", ["x", "k"], ["a"]),
-             helper.make_node("ReduceMean", ["a", "axes"], ["y"], keepdims=0)]
+    nodes = [
+        helper.make_node("Conv", ["x", "k"], ["a"]),
+        helper.make_node("ReduceMean", ["a", "axes"], ["y"], keepdims=0),
+    ]
     model = m.graph(nodes, {"k": m.weights(24, 16, 3, 3) / 2, "axes": np.array([2, 3])}, opset=18, inputs=(m.IMAGE,))
     artifact = m.onnx_artifact(model, tmp_path / "m.onnx", (m.IMAGE,))
     outcome = m.run_pass(QuantizeStatic(), artifact, m.context(tmp_path / "out", calibration=images))
@@ -81,11 +87,19 @@ def test_with_minmax_the_result_answers_as_that_of_onnxruntimes_own_call(artifac
 
         quant_pre_process(artifact.path, tmp_path / "pre.onnx")
         ort_quantize_static(
-            tmp_path / "pre.onnx", tmp_path / "own.onnx", Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-            op_types_to_quantize=[*technique.op_types], weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
-            calibrate_method=CalibrationMethod.MinMax)
-    np.testing.assert_allclose(m.answers(outcome.artifact.path, batch())[0],
-                               m.answers(tmp_path / "own.onnx", batch())[0], rtol=1e-5, atol=1e-6)
+            tmp_path / "pre.onnx",
+            tmp_path / "own.onnx",
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            op_types_to_quantize=[*technique.op_types],
+            weight_type=QuantType.QInt8,
+            activation_type=QuantType.QUInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+        )
+    np.testing.assert_allclose(
+        m.answers(outcome.artifact.path, batch())[0], m.answers(tmp_path / "own.onnx", batch())[0], rtol=1e-5, atol=1e-6
+    )
 
 
 def test_samples_are_let_go_batch_by_batch(artifact: m.Artifact, tmp_path: Path) -> None:
@@ -115,23 +129,30 @@ def test_layers_too_small_to_pay_stay_in_float_and_are_named(artifact: m.Artifac
         m.run_pass(QuantizeStatic(smallest=500), artifact, where)
 
 
-@pytest.mark.parametrize(("technique", "reason"), [
-    (QuantizeStatic(weight_type="uint8"), "2198 µs against 1513 µs"),
-    (QuantizeStatic(format="qoperator", activation_type="int8"), "10109 µs against 1513 µs"),
-])
+@pytest.mark.parametrize(
+    ("technique", "reason"),
+    [
+        (QuantizeStatic(weight_type="uint8"), "2198 µs against 1513 µs"),
+        (QuantizeStatic(format="qoperator", activation_type="int8"), "10109 µs against 1513 µs"),
+    ],
+)
 def test_slow_forms_are_refused_with_the_numbers_unless_the_recipe_insists(
-        artifact: m.Artifact, tmp_path: Path, technique: QuantizeStatic, reason: str) -> None:
+    artifact: m.Artifact, tmp_path: Path, technique: QuantizeStatic, reason: str
+) -> None:
     with pytest.raises(Refused, match=reason):
         m.run_pass(technique, artifact, m.context(tmp_path / "out", calibration=images))
     m.run_pass(technique, artifact, m.context(tmp_path / "out", calibration=images, insist=True))
 
 
-@pytest.mark.parametrize(("sample", "reason"), [
-    ({"z": np.zeros((16, 12, 12), np.float32)}, "calibration sample 0: has no 'x', only 'z'"),
-    ({"x": np.zeros((16, 12, 11), np.float32)}, r"'x' has shape \(16, 12, 11\), expected is \(16, 12, 12\)"),
-    ({"x": np.zeros((1, 16, 12, 12), np.float32)}, r"has shape \(1, 16, 12, 12\)"),
-    ({"x": np.zeros((16, 12, 12), np.complex64)}, "is complex64, expected is float32"),
-])
+@pytest.mark.parametrize(
+    ("sample", "reason"),
+    [
+        ({"z": np.zeros((16, 12, 12), np.float32)}, "calibration sample 0: has no 'x', only 'z'"),
+        ({"x": np.zeros((16, 12, 11), np.float32)}, r"'x' has shape \(16, 12, 11\), expected is \(16, 12, 12\)"),
+        ({"x": np.zeros((1, 16, 12, 12), np.float32)}, r"has shape \(1, 16, 12, 12\)"),
+        ({"x": np.zeros((16, 12, 12), np.complex64)}, "is complex64, expected is float32"),
+    ],
+)
 def test_data_that_does_not_fit_is_named(artifact: m.Artifact, tmp_path: Path, sample: Sample, reason: str) -> None:
     with pytest.raises(RecipeError, match=reason):
         m.run_pass(QuantizeStatic(), artifact, m.context(tmp_path / "out", calibration=lambda: iter([sample])))

@@ -21,8 +21,15 @@ def rows(count: int = 4, width: int = 32) -> dict[str, np.ndarray]:
     return {"x": np.random.default_rng(3).standard_normal((count, width)).astype(np.float32)}
 
 
-def dynamic(model: onnx.ModelProto, folder: Path, expected: int, *, share: float = 0.05,
-            feeds: tuple[dict[str, np.ndarray], ...] = (), **interface: tuple[m.Tensor, ...]) -> Outcome:
+def dynamic(
+    model: onnx.ModelProto,
+    folder: Path,
+    expected: int,
+    *,
+    share: float = 0.05,
+    feeds: tuple[dict[str, np.ndarray], ...] = (),
+    **interface: tuple[m.Tensor, ...],
+) -> Outcome:
     """Quantize, and compare the answers; `expected` weights must have become int8."""
     artifact = m.onnx_artifact(model, folder / "m.onnx", **interface)
     outcome = m.run_pass(QuantizeDynamic(), artifact, m.context(folder / "out"))
@@ -40,25 +47,42 @@ def test_weights_in_constant_nodes_are_lifted_and_quantized(tmp_path: Path) -> N
     assert outcome.effect["constants lifted"] == 1
 
 
-def branches(first: list[onnx.NodeProto], second: list[onnx.NodeProto], stored: dict[str, np.ndarray],
-             inner: dict[str, np.ndarray]) -> onnx.ModelProto:
+def branches(
+    first: list[onnx.NodeProto],
+    second: list[onnx.NodeProto],
+    stored: dict[str, np.ndarray],
+    inner: dict[str, np.ndarray],
+) -> onnx.ModelProto:
     """An If on whether the sum of x is above zero."""
+
     def body(name: str, nodes: list[onnx.NodeProto], tensors: dict[str, np.ndarray]) -> onnx.GraphProto:
-        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, None)],
-                                 [numpy_helper.from_array(array, key) for key, array in tensors.items()])
+        return helper.make_graph(
+            nodes,
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(array, key) for key, array in tensors.items()],
+        )
 
     return m.graph(
-        [helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0), helper.make_node("Greater", ["s", "zero"], ["c"]),
-         helper.make_node("If", ["c"], ["y"], "choice", then_branch=body("a", first, inner),
-                          else_branch=body("b", second, {}))],
-        {"zero": np.zeros((), np.float32), **stored})
+        [
+            helper.make_node("ReduceSum", ["x"], ["s"], keepdims=0),
+            helper.make_node("Greater", ["s", "zero"], ["c"]),
+            helper.make_node(
+                "If", ["c"], ["y"], "choice", then_branch=body("a", first, inner), else_branch=body("b", second, {})
+            ),
+        ],
+        {"zero": np.zeros((), np.float32), **stored},
+    )
 
 
 def test_weights_inside_the_branches_of_an_if_are_quantized_in_dynamic_form(tmp_path: Path) -> None:
     model = branches(
         [helper.make_node("MatMul", ["x", "wa"], ["a_y"], "in_a")],
         [m.constant("wb", m.weights(32, 24, seed=9)), helper.make_node("MatMul", ["x", "wb"], ["b_y"], "in_b")],
-        {}, {"wa": m.weights(32, 24)})
+        {},
+        {"wa": m.weights(32, 24)},
+    )
     positive = {"x": np.abs(rows()["x"])}
     dynamic(model, tmp_path, 2, feeds=(positive, {"x": -positive["x"]}))
 
@@ -67,27 +91,41 @@ def test_a_weight_of_the_main_graph_used_in_a_branch_is_quantized(tmp_path: Path
     model = branches(
         [helper.make_node("MatMul", ["x", "w"], ["a_y"], "in_a")],
         [helper.make_node("MatMul", ["x", "w"], ["b_p"], "in_b"), helper.make_node("Neg", ["b_p"], ["b_y"])],
-        {"w": m.weights(32, 24)}, {})
+        {"w": m.weights(32, 24)},
+        {},
+    )
     positive = {"x": np.abs(rows()["x"])}
     dynamic(model, tmp_path, 1, feeds=(positive, {"x": -positive["x"]}))
 
 
 def test_weights_inside_branches_are_refused_in_static_form_by_the_nodes_name(tmp_path: Path) -> None:
-    model = branches([helper.make_node("MatMul", ["x", "wa"], ["a_y"])],
-                     [helper.make_node("MatMul", ["x", "w"], ["b_y"])], {"w": m.weights(32, 24)},
-                     {"wa": m.weights(32, 24)})
+    model = branches(
+        [helper.make_node("MatMul", ["x", "wa"], ["a_y"])],
+        [helper.make_node("MatMul", ["x", "w"], ["b_y"])],
+        {"w": m.weights(32, 24)},
+        {"wa": m.weights(32, 24)},
+    )
     with pytest.raises(Refused, match="node 'choice' is If with weights inside"):
-        m.run_pass(QuantizeStatic(), m.onnx_artifact(model, tmp_path / "m.onnx"),
-                   m.context(tmp_path / "out", calibration=lambda: iter([{"x": rows()["x"][0]}])))
+        m.run_pass(
+            QuantizeStatic(),
+            m.onnx_artifact(model, tmp_path / "m.onnx"),
+            m.context(tmp_path / "out", calibration=lambda: iter([{"x": rows()["x"][0]}])),
+        )
 
 
 def test_channels_last_with_transposes_is_quantized_in_static_form(tmp_path: Path) -> None:
     x, y = m.tensor("x", "FP32", m.BATCH, 10, 10, 16), m.tensor("y", "FP32", m.BATCH, 10, 10, 32)
     model = m.graph(
-        [helper.make_node("Transpose", ["x"], ["a"], perm=[0, 3, 1, 2]),
-         helper.make_node("Conv", ["a", "k"], ["b"], pads=[1, 1, 1, 1]), helper.make_node("Relu", ["b"], ["c"]),
-         helper.make_node("Transpose", ["c"], ["y"], perm=[0, 2, 3, 1])],
-        {"k": m.weights(32, 16, 3, 3) / 2}, inputs=(x,), outputs=(y,))
+        [
+            helper.make_node("Transpose", ["x"], ["a"], perm=[0, 3, 1, 2]),
+            helper.make_node("Conv", ["a", "k"], ["b"], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", ["b"], ["c"]),
+            helper.make_node("Transpose", ["c"], ["y"], perm=[0, 2, 3, 1]),
+        ],
+        {"k": m.weights(32, 16, 3, 3) / 2},
+        inputs=(x,),
+        outputs=(y,),
+    )
     artifact = m.onnx_artifact(model, tmp_path / "m.onnx", (x,), (y,))
     feeds = {"x": np.random.default_rng(0).standard_normal((2, 10, 10, 16)).astype(np.float32)}
 
@@ -123,32 +161,54 @@ def test_weights_that_are_inputs_too_are_quantized_and_leave_the_interface(tmp_p
 
 
 def test_functions_are_inlined(tmp_path: Path) -> None:
-    dense = helper.make_function("own", "Dense", ["i", "w"], ["o"], [helper.make_node("MatMul", ["i", "w"], ["o"])],
-                                 [helper.make_opsetid("", 17)])
-    model = m.graph([helper.make_node("Dense", ["x", "w"], ["y"], domain="own")], {"w": m.weights(32, 24)},
-                    functions=[dense], domains=[helper.make_opsetid("own", 1)])
+    dense = helper.make_function(
+        "own",
+        "Dense",
+        ["i", "w"],
+        ["o"],
+        [helper.make_node("MatMul", ["i", "w"], ["o"])],
+        [helper.make_opsetid("", 17)],
+    )
+    model = m.graph(
+        [helper.make_node("Dense", ["x", "w"], ["y"], domain="own")],
+        {"w": m.weights(32, 24)},
+        functions=[dense],
+        domains=[helper.make_opsetid("own", 1)],
+    )
     assert dynamic(model, tmp_path, 1).effect["functions inlined"] == 1
 
 
 def test_operators_of_another_domain_are_refused_by_name(tmp_path: Path) -> None:
-    model = m.graph([helper.make_node("Magic", ["x", "w"], ["y"], "spell", domain="some.vendor")],
-                    {"w": m.weights(32, 24)}, domains=[helper.make_opsetid("some.vendor", 1)])
+    model = m.graph(
+        [helper.make_node("Magic", ["x", "w"], ["y"], "spell", domain="some.vendor")],
+        {"w": m.weights(32, 24)},
+        domains=[helper.make_opsetid("some.vendor", 1)],
+    )
     with pytest.raises(Refused, match=r"node 'spell' is some\.vendor::Magic, an operator that onnxruntime"):
         dynamic(model, tmp_path, 1)
 
 
 def test_half_float_weights_are_refused(tmp_path: Path) -> None:
     x, y = m.tensor("x", "FP16", m.BATCH, 32), m.tensor("y", "FP16", m.BATCH, 24)
-    model = m.graph([helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": m.weights(32, 24).astype(np.float16)},
-                    inputs=(x,), outputs=(y,))
+    model = m.graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        {"w": m.weights(32, 24).astype(np.float16)},
+        inputs=(x,),
+        outputs=(y,),
+    )
     with pytest.raises(Refused, match="1 of 1 weights are float16"):
         dynamic(model, tmp_path, 1, inputs=(x,), outputs=(y,))
 
 
 def test_a_weight_shared_by_two_products_is_quantized_once(tmp_path: Path) -> None:
-    model = m.graph([helper.make_node("Gemm", ["x", "w"], ["a"], "one", transB=1),
-                     helper.make_node("Gemm", ["a", "w", "b"], ["y"], "two", transB=1)],
-                    {"w": m.weights(32, 32), "b": m.weights(32, seed=5)}, outputs=(m.tensor("y", "FP32", m.BATCH, 32),))
+    model = m.graph(
+        [
+            helper.make_node("Gemm", ["x", "w"], ["a"], "one", transB=1),
+            helper.make_node("Gemm", ["a", "w", "b"], ["y"], "two", transB=1),
+        ],
+        {"w": m.weights(32, 32), "b": m.weights(32, seed=5)},
+        outputs=(m.tensor("y", "FP32", m.BATCH, 32),),
+    )
     dynamic(model, tmp_path, 1, outputs=(m.tensor("y", "FP32", m.BATCH, 32),))
 
 
@@ -157,8 +217,9 @@ def test_a_table_that_is_looked_up_and_multiplied_by_is_quantized_both_ways(tmp_
     ids = m.tensor("ids", "INT64", m.BATCH, 5)
     y, z = m.tensor("y", "FP32", m.BATCH, 24), m.tensor("z", "FP32", m.BATCH, 5, 24)
     nodes = [helper.make_node("Gather", ["t", "ids"], ["z"]), helper.make_node("MatMul", ["x", "t"], ["y"])]
-    model = m.graph(nodes if first == "lookup" else nodes[::-1], {"t": m.weights(32, 24)}, inputs=(m.X, ids),
-                    outputs=(y, z))
+    model = m.graph(
+        nodes if first == "lookup" else nodes[::-1], {"t": m.weights(32, 24)}, inputs=(m.X, ids), outputs=(y, z)
+    )
     feeds = {**rows(), "ids": np.arange(20).reshape(4, 5)}
     dynamic(model, tmp_path, 2, feeds=(feeds,), inputs=(m.X, ids), outputs=(y, z))
 
@@ -182,8 +243,12 @@ def test_a_product_with_stored_left_side_only_is_nothing_to_quantize(tmp_path: P
 
 def test_an_lstm_is_quantized(tmp_path: Path) -> None:
     x, y = m.tensor("x", "FP32", 6, m.BATCH, 32), m.tensor("y", "FP32", 6, 1, m.BATCH, 16)
-    model = m.graph([helper.make_node("LSTM", ["x", "w", "r"], ["y"], "lstm", hidden_size=16)],
-                    {"w": m.weights(1, 64, 32) * 0.2, "r": m.weights(1, 64, 16) * 0.2}, inputs=(x,), outputs=(y,))
+    model = m.graph(
+        [helper.make_node("LSTM", ["x", "w", "r"], ["y"], "lstm", hidden_size=16)],
+        {"w": m.weights(1, 64, 32) * 0.2, "r": m.weights(1, 64, 16) * 0.2},
+        inputs=(x,),
+        outputs=(y,),
+    )
     feeds = {"x": np.random.default_rng(0).standard_normal((6, 3, 32)).astype(np.float32)}
     dynamic(model, tmp_path, 2, feeds=(feeds,), inputs=(x,), outputs=(y,))
 
@@ -192,20 +257,30 @@ def test_weights_inside_a_loop_are_quantized_in_dynamic_form(tmp_path: Path) -> 
     y = m.tensor("y", "FP32", m.BATCH, 32)
     info = helper.make_tensor_value_info
     body = helper.make_graph(
-        [helper.make_node("MatMul", ["state", "w"], ["p"]), helper.make_node("Tanh", ["p"], ["next"]),
-         helper.make_node("Identity", ["on"], ["still"])], "body",
+        [
+            helper.make_node("MatMul", ["state", "w"], ["p"]),
+            helper.make_node("Tanh", ["p"], ["next"]),
+            helper.make_node("Identity", ["on"], ["still"]),
+        ],
+        "body",
         [info("i", TensorProto.INT64, []), info("on", TensorProto.BOOL, []), info("state", TensorProto.FLOAT, None)],
         [info("still", TensorProto.BOOL, []), info("next", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(m.weights(32, 32), "w")])
-    model = m.graph([helper.make_node("Loop", ["n", "", "x"], ["y"], "loop", body=body)], {"n": np.array(3)},
-                    outputs=(y,))
+        [numpy_helper.from_array(m.weights(32, 32), "w")],
+    )
+    model = m.graph(
+        [helper.make_node("Loop", ["n", "", "x"], ["y"], "loop", body=body)], {"n": np.array(3)}, outputs=(y,)
+    )
     dynamic(model, tmp_path, 1, outputs=(y,))
 
 
 def test_a_model_with_text_inputs_is_quantized(tmp_path: Path) -> None:
     text, same = m.tensor("t", "BYTES", m.BATCH), m.tensor("u", "BYTES", m.BATCH)
-    model = m.graph([helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Identity", ["t"], ["u"])],
-                    {"w": m.weights(32, 24)}, inputs=(m.X, text), outputs=(m.Y, same))
+    model = m.graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"]), helper.make_node("Identity", ["t"], ["u"])],
+        {"w": m.weights(32, 24)},
+        inputs=(m.X, text),
+        outputs=(m.Y, same),
+    )
     artifact = m.onnx_artifact(model, tmp_path / "m.onnx", (m.X, text), (m.Y, same))
     assert m.run_pass(QuantizeDynamic(), artifact, m.context(tmp_path / "out")).effect["weights quantized"] == 1
 

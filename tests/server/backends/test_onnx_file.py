@@ -74,7 +74,7 @@ PLACES = [as_initializer, as_constant, as_branch, as_sparse, as_function]
 
 @pytest.mark.parametrize("place", PLACES)
 def test_external_data_is_found_wherever_a_tensor_may_stand(
-    place: Callable[[onnx.TensorProto], onnx.ModelProto]
+    place: Callable[[onnx.TensorProto], onnx.ModelProto],
 ) -> None:
     data = place(external(location="w.bin", offset="16", length="32")).SerializeToString()
     assert set(external_data(data, "m")) == {ExternalData("w.bin", 16, 32)}

@@ -25,7 +25,7 @@ from protos.wire import METHODS
 from server.rpc.service import EXTENSIONS, SHUTTING_DOWN, Refused
 from tests.server.harness import ROW, Running, running, tensor, write_entry
 
-BATCHING = 'max_batch_size: 8\ndynamic_batching { }\ninstance_group [{ count: 1 kind: KIND_CPU }]\n'
+BATCHING = "max_batch_size: 8\ndynamic_batching { }\ninstance_group [{ count: 1 kind: KIND_CPU }]\n"
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     root = tmp_path_factory.mktemp("repository")
     write_entry(root, "m", config=BATCHING, behaviour={"multiply": 2, "fail_on": 13.0})
     write_entry(root, "m", version=3, behaviour={"multiply": 3})
-    write_entry(root, "two", config='version_policy: { all { } }\n', constant=1)
+    write_entry(root, "two", config="version_policy: { all { } }\n", constant=1)
     write_entry(root, "two", version=2, constant=2)
     write_entry(root, "text", datatype="BYTES")
     write_entry(root, "flat", shape=(4,))
