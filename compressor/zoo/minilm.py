@@ -32,6 +32,7 @@ SOURCES = ("nytEditorialSnippets", "amazonReviewSnippets", "movieReviewSnippets"
 LARGEST = 16 << 20
 """Bytes of any one file inside the archives; the largest has 2.3 MB."""
 SPLITS = ("calibration", "held_out")
+TEXTS = "snippets of New York Times editorials, Amazon reviews and film reviews (Hutto and Gilbert, VADER, 2014)"
 DATA = Path(__file__).resolve().parents[2] / ".cache" / "data"
 
 
