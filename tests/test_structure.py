@@ -26,7 +26,7 @@ ONLY_IN = {
     "grpc": ("server/rpc/",),
     "grpc_health": ("server/rpc/",),
     "grpc_reflection": ("server/rpc/",),
-    "onnxruntime": ("server/backends/ort", "server/backends/preflight", "compressor/"),
+    "onnxruntime": ("server/backends/ort", "compressor/"),
     "google": ("protos/", "server/rpc/"),
     "torch": ("compressor/",),
     "onnx": ("compressor/",),

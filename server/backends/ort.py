@@ -62,7 +62,7 @@ class OnnxRuntime:
         options = ort_options.read(request.config, request.options, request.devices)
         onnx_file.check(path)
         if options.preflight and not request.verified:
-            preflight.first_load(path)
+            preflight.first_load(path, PROBE)
         sessions = {device: _open(path, options, device) for device in dict.fromkeys(request.devices)}
         return OrtSession(sessions, request.devices, options)
 
@@ -160,6 +160,9 @@ class Bound:
 def model_file(path: Path) -> Path:
     """The file itself: a `model.onnx` may be a folder that holds one beside its external data (Triton's layout)."""
     return path / "model.onnx" if path.is_dir() else path
+
+
+PROBE = f"{__name__}:probe"
 
 
 def probe(path: Path) -> ModelIO:

@@ -17,6 +17,7 @@ from protos.model_config import ModelConfig
 from server.backends import get, onnx_file, preflight
 from server.backends.base import BackendError, Device, LoadRequest
 from server.backends.onnx_file import ExternalData, check, external_data
+from server.backends.ort import PROBE
 from tests.server.backends.models import save, value
 
 
@@ -183,7 +184,7 @@ def identity(folder: Path) -> Path:
 
 def test_a_good_file_passes_the_first_load_in_a_child(tmp_path: Path) -> None:
     path = identity(tmp_path)
-    preflight.first_load(path)
+    preflight.first_load(path, PROBE)
 
 
 def test_a_bad_file_fails_the_first_load_in_one_line(tmp_path: Path) -> None:
@@ -202,14 +203,14 @@ def test_a_bad_file_fails_the_first_load_in_one_line(tmp_path: Path) -> None:
 def test_a_first_load_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     path = identity(tmp_path)
     with pytest.raises(BackendError, match=r"model\.onnx: a first load in a child process took longer than 0\.001 s"):
-        preflight.first_load(path, timeout=0.001)
+        preflight.first_load(path, PROBE, timeout=0.001)
 
 
 def test_a_crash_costs_the_child_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = identity(tmp_path)
     monkeypatch.setattr(preflight.sys, "executable", str(_crashing(tmp_path)))
     with pytest.raises(BackendError, match=r"model\.onnx: a first load in a child process died of SIGSEGV"):
-        preflight.first_load(path)
+        preflight.first_load(path, PROBE)
 
 
 def _crashing(folder: Path) -> Path:
@@ -222,7 +223,7 @@ def _crashing(folder: Path) -> Path:
 def test_a_verified_file_is_not_loaded_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = identity(tmp_path)
     seen: list[Path] = []
-    monkeypatch.setattr(preflight, "first_load", seen.append)
+    monkeypatch.setattr(preflight, "first_load", lambda path, loader: seen.append(path))
     backend = get("onnxruntime")
     backend.load(LoadRequest(path, ModelConfig("m"), (Device(),), {}, verified=True))
     backend.load(LoadRequest(path, ModelConfig("m"), (Device(),), {"preflight": "off"}))
