@@ -28,15 +28,19 @@ def value(name: str, shape: Sequence[int | str] | None, code: int = TensorProto.
     return helper.make_tensor_value_info(name, code, shape)
 
 
+CPU = Device()
+
+
 @dataclass(frozen=True)
 class Maker:
     """How to make the models for one backend."""
 
     backend: str
     options: tuple[tuple[str, str], ...] = ()
+    device: Device = CPU
 
     def load(self, path: Path, instances: int = 1) -> Session:
-        request = LoadRequest(path, ModelConfig("m"), (Device(),) * instances, dict(self.options))
+        request = LoadRequest(path, ModelConfig("m"), (self.device,) * instances, dict(self.options))
         return get(self.backend).load(request)
 
     def double(self, folder: Path) -> Path:
@@ -73,4 +77,5 @@ def _fake(folder: Path, datatype: Datatype, shape: list[int], behaviour: str = "
 
 
 MAKERS = (Maker("fake"), Maker("onnxruntime", (("preflight", "off"),)))
+GPU_MAKERS = (Maker("onnxruntime", (("preflight", "off"),), Device("cuda")),)
 Make = Callable[[Path], Path]

@@ -13,12 +13,15 @@ from protos.datatypes import BY_NAME, DATATYPES, Datatype
 from protos.model_config import ModelIO, TensorInfo
 from server import backends
 from server.backends.base import Arrays, BackendError, Batch
-from tests.server.backends.models import MAKERS, Maker
+from tests.server.backends.models import GPU_MAKERS, MAKERS, Maker
 
 Array = np.ndarray[Any, Any]
 
 
-@pytest.fixture(params=MAKERS, ids=lambda maker: maker.backend)
+ALL = (*MAKERS, *(pytest.param(maker, marks=pytest.mark.gpu) for maker in GPU_MAKERS))
+
+
+@pytest.fixture(params=ALL, ids=lambda maker: f"{maker.backend}-{maker.device.kind}")
 def maker(request: pytest.FixtureRequest) -> Maker:
     found: Maker = request.param
     return found
