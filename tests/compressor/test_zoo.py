@@ -1,4 +1,4 @@
-"""The reference model and its text: real, read in place, and never the same text for calibration and proof."""
+"""The reference models and their data: real, read in place, and never the same for calibration and proof."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from compressor import pipeline, recipe
 from compressor.errors import RecipeError
-from compressor.zoo import minilm
+from compressor.zoo import minilm, mnist
 
 TEXT = pytest.mark.skipif(
     not (minilm.DATA / minilm.ARCHIVE).is_file(), reason="the text is not there: `make install` fetches it"
@@ -64,3 +65,31 @@ def test_text_that_is_not_the_pinned_one_is_not_read(tmp_path: Path, monkeypatch
         tar.addfile(tarfile.TarInfo(minilm.INNER), io.BytesIO())
     with pytest.raises(RecipeError, match=r"SHA-256 is \w+, expected 5d7c06e0"):
         minilm.read_snippets()
+
+
+def test_held_out_digits_are_in_no_other_part() -> None:
+    parts = {split: mnist.read(split) for split in mnist.PARTS}
+    seen = {image.tobytes() for image in parts["train"][0]}
+    assert {image.tobytes() for image in parts["calibration"][0]} <= seen
+    shared = sum(image.tobytes() in seen for image in parts["held_out"][0])
+    assert shared == 0
+    assert set(parts["held_out"][1].tolist()) == set(range(10))
+
+
+def test_digits_are_one_channel_between_0_and_1_and_the_same_for_a_seed() -> None:
+    first, again = (list(mnist.digits("held_out", 50, seed=3)) for _ in range(2))
+    assert all(sample["image"].shape == (1, 28, 28) and sample["image"].dtype == np.float32 for sample in first)
+    assert max(sample["image"].max() for sample in first) == 1.0
+    assert all(np.array_equal(a["image"], b["image"]) for a, b in zip(first, again, strict=True))
+
+
+def test_the_network_has_the_parameters_that_its_text_says() -> None:
+    model, inputs = mnist.cnn(epochs=0)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert f"{count:,} parameters" in (mnist.cnn.__doc__ or "")
+    assert model(inputs["image"]).shape == (1, 10)
+
+
+@pytest.mark.parametrize("name", recipe.packaged())
+def test_packaged_recipes_are_right(name: str) -> None:
+    pipeline.check(recipe.load(Path(name)))
