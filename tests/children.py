@@ -22,15 +22,18 @@ class ServerChild:
     process: subprocess.Popen[str]
     lines: list[str] = field(default_factory=list)
     """Everything it has printed so far, both streams."""
-    ready: threading.Event = field(default_factory=threading.Event)
+    settled: threading.Event = field(default_factory=threading.Event)
+    """Set once it is ready, or has ended."""
+    ready: bool = False
 
     def read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line.rstrip("\n"))
             if line.startswith("ready"):
-                self.ready.set()
-        self.ready.set()
+                self.ready = True
+                self.settled.set()
+        self.settled.set()
 
     def address(self, what: str) -> str:
         """`gRPC` or `metrics` to `host:port`, as printed."""
@@ -53,7 +56,7 @@ def started_server(repository: Path, *flags: str) -> Iterator[ServerChild]:
     reader = threading.Thread(target=child.read)
     reader.start()
     try:
-        if not child.ready.wait(120) or process.poll() is not None:
+        if not child.settled.wait(120) or not child.ready:
             raise RuntimeError("the server did not become ready:\n" + "\n".join(child.lines))
         yield child
     finally:

@@ -12,6 +12,7 @@ Nothing here passes or fails: the figures are the result. They are written to `r
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -82,7 +83,7 @@ def resident(folder: Path, model: str, count: int) -> int:
     source = repository.read(REPOSITORY, model)
     target = folder / str(count) / model
     target.mkdir(parents=True)
-    (target / str(max(source.versions))).symlink_to(source.version_path(max(source.versions)))
+    shutil.copytree(source.version_path(max(source.versions)), target / str(max(source.versions)))
     config = replace(source.config, instance_groups=(InstanceGroup(kind="KIND_CPU", count=count),))
     (target / repository.CONFIG_FILENAME).write_text(config_text.dump(config))
     with started_server(folder / str(count)) as child:
