@@ -4,6 +4,7 @@ ServerError
 ├── InvalidRequest       the request contradicts the model or itself
 ├── NotFound             no such model or version
 ├── Unavailable          there, but not now: not ready, queue full, timed out in the queue, shutting down
+│   └── Stopping         this version of the model is being closed; its successor may take the request
 ├── AlreadyExists
 ├── Unsupported          asked for what this server does not do
 ├── Cancelled            the client went away
@@ -26,6 +27,9 @@ class NotFound(ServerError): ...
 
 
 class Unavailable(ServerError): ...
+
+
+class Stopping(Unavailable): ...
 
 
 class AlreadyExists(ServerError): ...

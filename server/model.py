@@ -120,11 +120,11 @@ class Model:
         self._scheduler.wake()
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Refuse new requests (Unavailable), finish the accepted ones; False if `timeout` seconds were not enough."""
+        """Refuse new requests (Stopping), finish the accepted ones; False if `timeout` seconds were not enough."""
         return self._scheduler.drain(timeout)
 
     def close(self, timeout: float | None = CLOSE_TIMEOUT) -> None:
-        """Refuse new and waiting requests (Unavailable), finish the running ones, stop the instances, free memory."""
+        """Refuse new and waiting requests (Stopping), finish the running ones, stop the instances, free memory."""
         if self._scheduler.close(timeout):
             self._session.close()
         else:

@@ -13,7 +13,7 @@ from time import monotonic
 from server.batching.ordering import Ordering
 from server.batching.queue import Dropped, Queue, Taken, deadline_passed, was_cancelled
 from server.batching.runner import Runner
-from server.errors import Unavailable
+from server.errors import Stopping, Unavailable
 from server.logs import log
 from server.request import Answers, InferRequest, prefixed
 from server.statistics import Clock, Statistics
@@ -53,12 +53,12 @@ class Scheduler:
             thread.start()
 
     def push(self, request: InferRequest) -> None:
-        """Accept a request, or raise: Unavailable (queue full, stopping), DeadlineExceeded, Cancelled."""
+        """Accept a request, or raise: Unavailable (queue full), Stopping, DeadlineExceeded, Cancelled."""
         expired: list[Dropped] = []
         try:
             with self._lock:
                 if not self._accepting:
-                    raise Unavailable(prefixed(request, STOPPING))
+                    raise Stopping(prefixed(request, STOPPING))
                 now = self._clock()
                 if request.cancelled:
                     raise was_cancelled(request)
@@ -120,7 +120,7 @@ class Scheduler:
             self._closed = True
             queued = self._queue.clear()
             self._wake.notify_all()
-        self._drop([(request, Unavailable(prefixed(request, STOPPING))) for request in queued])
+        self._drop([(request, Stopping(prefixed(request, STOPPING))) for request in queued])
         end = None if timeout is None else monotonic() + timeout
         for thread in self._threads:
             if thread is not current_thread():

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError, Message
 
 from protos.wire import METHODS, service
 from server.catalog import Catalog
-from server.errors import InvalidRequest, ServerError, Unavailable, Unsupported
+from server.errors import InvalidRequest, ServerError, Stopping, Unavailable, Unsupported
 from server.logs import log
 from server.model import Model
 from server.request import InferRequest, Result
@@ -209,9 +209,10 @@ class Service:
 
     def _submit(self, request: InferRequest, version: str, model: Model, call: Call, again: bool = True) -> None:
         def on_done(request: InferRequest, result: Result) -> None:
-            if isinstance(result, Unavailable) and again and self._replaced(request.model, version, model):
-                # a reload closed the model between the look-up and the push; the client must not notice
-                self._submit(request, version, self._catalog.model(request.model, version), call, again=False)
+            # a reload may close the model between the look-up and the run; the client must not notice
+            successor = self._successor(version, model) if again and isinstance(result, Stopping) else None
+            if successor is not None:
+                self._submit(request, version, successor, call, again=False)
             elif isinstance(result, ServerError):
                 if log.is_verbose:
                     log.verbose("request failed", model=request.model, id=request.id, error=result)
@@ -222,8 +223,12 @@ class Service:
         call.on_cancel(partial(model.cancel, request))
         model.submit(request, on_done)
 
-    def _replaced(self, name: str, version: str, model: Model) -> bool:
-        return self._catalog.is_ready(name, version) and self._catalog.model(name, version) is not model
+    def _successor(self, version: str, model: Model) -> Model | None:
+        try:
+            found = self._catalog.model(model.name, version)
+        except ServerError:  # unloaded for good: the answer it gave stands
+            return None
+        return found if found is not model else None
 
 
 def _decoded(message: service.ModelInferRequest, model: Model) -> InferRequest:
