@@ -4,6 +4,7 @@ imported here."""
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import re
@@ -38,6 +39,9 @@ START_TIMEOUT_S = 180.0
 """From start to ready; a large model on a slow disk takes its time."""
 SAMPLES = 64
 WARMUP = 5
+_PR_SET_PDEATHSIG = 1
+# looked up here, because between fork and exec a child may hardly do more than call
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class MeasureError(JobError):
@@ -193,7 +197,9 @@ def _server(root: Path) -> Iterator[str]:
         "--metrics-port",
         "0",
     ]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, preexec_fn=_end_with_parent
+    )
     lines: list[str] = []
     settled = threading.Event()
     reader = threading.Thread(target=_follow, args=(child, lines, settled), daemon=True)
@@ -213,6 +219,12 @@ def _server(root: Path) -> Iterator[str]:
         reader.join()
         assert child.stdout is not None
         child.stdout.close()
+
+
+def _end_with_parent() -> None:
+    """In the child: a job that is killed must not leave a server behind (Linux; elsewhere there is no such call)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _follow(child: subprocess.Popen[str], lines: list[str], settled: threading.Event) -> None:
