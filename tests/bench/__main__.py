@@ -1,9 +1,10 @@
-"""Speed and memory as ratios within one run: `make bench`, or `python -m tests.bench [served|memory|front ...]`.
+"""Speed and memory as ratios within one run: `make bench`, or `python -m tests.bench NAME ...`.
 
 - served: rows per second through the server (batch-1 requests, 32 in flight, 128 tokens) against what a bare
   onnxruntime loop reaches in a process of its own, in the best way (callers, threads, batch) of those tried; the two
   take turns, the medians are compared.
 - memory: the server with four instances of a model against the same with one, after both have worked.
+- batches: the same with other preferred batch sizes, in turn: which of them the recipe should ask for.
 - front: requests per second of a tiny model, where the front end is all the cost.
 
 Nothing here passes or fails: the figures are the result. They are written to `reports/bench.json` too.
@@ -24,7 +25,7 @@ from pathlib import Path
 import psutil
 
 from protos import config_text, repository
-from protos.model_config import InstanceGroup
+from protos.model_config import DynamicBatching, InstanceGroup
 from tests.bench.tiny import write_tiny
 from tests.children import ROOT, load_test, started_server
 
@@ -102,6 +103,29 @@ def bench_memory() -> dict[str, object]:
     return result
 
 
+def bench_batches() -> dict[str, object]:
+    entry = repository.read(REPOSITORY, "minilm-int8")
+    file = repository.model_file(entry, max(entry.versions))
+    rates: dict[str, list[float]] = {f"batch-{size}": [] for size in (1, 2, 4, 8)}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in rates:
+            batching = DynamicBatching(preferred_batch_size=(int(name.removeprefix("batch-")),))
+            config = replace(entry.config, name=name, dynamic_batching=batching)
+            repository.write(Path(folder), config, {file.name: file})
+        with started_server(Path(folder)) as child:
+            flags = ("--concurrency-range", str(IN_FLIGHT), "--measurement-interval", "6000", *SHAPE_FLAGS)
+            names = list(rates)
+            # each starts a round as often as the others: whoever comes first after the pause between runs is slower
+            for _ in range(2 * len(names)):
+                names = names[1:] + names[:1]
+                targets = [flag for name in names for flag in ("--target", f"{name}@{child.url}")]
+                for target in load_test(*targets, *flags, "--warmup-request-count", "40").targets:
+                    rates[target.label].append(target.levels[0].inferences)
+    for name, found in rates.items():
+        print(f"minilm-int8, preferred {name}: {statistics.median(found):.1f} rows/s")
+    return dict(rates)
+
+
 def bench_front() -> dict[str, object]:
     result: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -123,6 +147,7 @@ def bench_front() -> dict[str, object]:
 BENCHES: dict[str, Callable[[], dict[str, object]]] = {
     "served": bench_served,
     "memory": bench_memory,
+    "batches": bench_batches,
     "front": bench_front,
 }
 

@@ -105,7 +105,7 @@ def test_a_name_that_passes_stays_in_its_folder(name: str) -> None:
         assert Path("/root", name).parent == Path("/root")
         assert len(os.fsencode(name)) <= 255
     if not paths.relative_problem(name):
-        assert os.path.normpath(f"/root/{name}").startswith("/root/")
+        assert os.path.normpath(f"/repository/{name}").startswith("/repository/")
 
 
 def test_errors_of_reading_hold_no_path_of_the_host(tmp_path: Path) -> None:
