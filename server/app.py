@@ -23,7 +23,7 @@ from server.loading import EntryLoader
 from server.logs import log
 from server.metrics import MetricsServer
 from server.model import Model
-from server.rpc.grpcio import GrpcServer
+from server.rpc.grpcio import GrpcioTransport
 from server.rpc.service import Service
 from server.settings import Settings
 from server.states import Row, State
@@ -50,7 +50,7 @@ class Server:
             drain_secs=settings.exit_timeout_secs,
         )
         self._service = Service(self.catalog, settings.id, clock)
-        self._grpc = GrpcServer(
+        self._grpc = GrpcioTransport(
             self._service,
             clock,
             max_message=settings.grpc_max_message_size,
@@ -66,7 +66,7 @@ class Server:
         settings = self._settings
         if settings.allow_grpc:
             self.grpc_port = self._grpc.start(settings.grpc_address, settings.grpc_port)
-            self.catalog.changed = self._grpc.refresh
+            self.catalog.changed = self._service.health.refresh
             self._say(f"gRPC listening on {settings.grpc_address}:{self.grpc_port}")
         if settings.allow_metrics:
             self.metrics_port = self._metrics.start(settings.metrics_address, settings.metrics_port)

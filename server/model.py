@@ -53,7 +53,7 @@ class Model:
         self._session = session
         self._clock = clock
         self._statistics = Statistics()
-        self._validator = Validator(name, config)
+        self.validator = Validator(name, config)
         batching = config.dynamic_batching
         self._scheduler = Scheduler(
             f"{name}/{version}",
@@ -77,18 +77,20 @@ class Model:
         """Threads that one run of an instance may use; 0 where the backend does not say."""
         return int(getattr(self._session, "threads", 0))
 
-    def submit(self, request: InferRequest, on_done: OnDone) -> None:
+    def submit(self, request: InferRequest, on_done: OnDone, hold: bool = False) -> None:
         """Have `request` answered. Never raises: whatever becomes of it arrives through `on_done`, exactly once, from
         any thread, also from within this call.
 
-        Sets `rows`, `group`, `queued_ns`, and `arrived_ns` if the front end has not.
+        Sets `rows`, `group`, `queued_ns`, and `arrived_ns` if the front end has not. With `hold` more requests are
+        about to follow, and the caller says `release` after the last: no instance is woken for the first alone.
         """
         if not request.arrived_ns:
             request.arrived_ns = self._clock()
         request.on_done = on_done
         try:
-            self._validator.check(request)
-            self._scheduler.push(request)
+            if request.checked is not self.validator:
+                self.validator.check(request)
+            self._scheduler.push(request, hold)
             return
         except ServerError as error:
             refused: ServerError = error
@@ -98,6 +100,10 @@ class Model:
         request.on_done = None
         self._statistics.failed(request, refused, self._clock())
         on_done(request, refused)
+
+    def release(self) -> None:
+        """No more requests follow those that were submitted with `hold`."""
+        self._scheduler.release()
 
     def cancel(self, request: InferRequest) -> None:
         """The client has gone: a waiting request is answered now (Cancelled, or DeadlineExceeded if its deadline has

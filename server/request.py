@@ -71,6 +71,8 @@ class InferRequest:
     group: object = None
     """Set by validation: only requests of equal group (shapes of all inputs without the batch dimension, and which
     optional inputs are there) may share a batch."""
+    checked: object = None
+    """The validator of the model version that has already set `rows` and `group`: it need not look again."""
     queued_ns: int = 0
     cancelled: bool = False
     on_done: OnDone | None = None

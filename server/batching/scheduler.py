@@ -52,8 +52,11 @@ class Scheduler:
         for thread in self._threads:
             thread.start()
 
-    def push(self, request: InferRequest) -> None:
-        """Accept a request, or raise: Unavailable (queue full), Stopping, DeadlineExceeded, Cancelled."""
+    def push(self, request: InferRequest, hold: bool = False) -> None:
+        """Accept a request, or raise: Unavailable (queue full), Stopping, DeadlineExceeded, Cancelled.
+
+        With `hold` nobody is woken for it before `release`.
+        """
         expired: list[Dropped] = []
         try:
             with self._lock:
@@ -73,11 +76,17 @@ class Scheduler:
                         raise
                     grown = self._queue.push(request, now)
                 self._unanswered += 1
-                if grown:
+                if grown and not hold:
                     self._wake.notify()
         finally:
             if expired:
                 self._drop(expired)
+
+    def release(self) -> None:
+        """What was pushed with `hold` may be taken now."""
+        with self._lock:
+            if len(self._queue):
+                self._wake.notify()
 
     def cancel(self, request: InferRequest) -> bool:
         """Take a request out of the queue and answer it; False if it is running or answered already."""

@@ -1,7 +1,7 @@
 """The transport over grpcio: grpc.aio on one event loop in a thread of its own, raw bytes in and out.
 
-grpc.aio answers about 1.6 times the requests of grpcio's threaded server (grpc_bench PR 166). Answers come from
-instance threads; they are collected and brought to the loop together, since waking it costs more than an answer.
+grpc.aio answers about 1.6 times the requests of grpcio's threaded server (grpc_bench PR 166). What comes from other
+threads is collected and brought to the loop together, since waking it costs more than an answer.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from server.errors import Internal, ServerError
+from server.errors import Internal, ResourceExhausted, ServerError
 from server.logs import log
-from server.rpc import health, reflection
-from server.rpc.health import Health
-from server.rpc.service import Infer, Quick, Refused, Route, Service, Slow
+from server.rpc.call import Answer, Buffer, Call, Deferred, Metadata, Quick, Refused, Route, Slow, Stream, StreamCall
+from server.rpc.service import Service
 from server.rpc.status import Code, code_of, text_of
 
 Context = Any
@@ -30,6 +29,8 @@ Unary = Callable[[bytes, Context], Awaitable[bytes]]
 
 LARGE = 1 << 20
 """Bytes of a body from which on decoding leaves the loop: half a million BYTES elements take some 50 ms."""
+UNREAD_BYTES = 4 << 20
+"""What may wait for a client that does not read its stream; beyond it the stream is ended."""
 LINGER_STEPS = 10
 LINGER_STEP_SECS = 0.05
 """How often and how long a drained server looks whether requests still come, before it closes."""
@@ -38,16 +39,16 @@ _ONLY_IDENTITY = 1
 _DEFECT = Internal("internal error, see the server's log")
 
 
-class Completions:
-    """Brings answers from any thread to the loop, with one wake-up for all that have come meanwhile."""
+class Mailbox:
+    """Brings work from any thread to the loop, with one wake-up for all that has come meanwhile."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._waiting: deque[tuple[_Call, Callable[[], bytes]]] = deque()
+        self._waiting: deque[Callable[[], None]] = deque()
         self._woken = False
 
-    def put(self, call: _Call, answer: Callable[[], bytes]) -> None:
-        self._waiting.append((call, answer))
+    def put(self, action: Callable[[], None]) -> None:
+        self._waiting.append(action)
         # append comes first and `_drain` clears the flag before it takes, so whoever sees it set will be taken
         if not self._woken:
             self._woken = True
@@ -59,25 +60,33 @@ class Completions:
     def _drain(self) -> None:
         self._woken = False
         while self._waiting:
-            call, answer = self._waiting.popleft()
-            call.resolve(answer)
+            self._waiting.popleft()()
 
 
-class _Call:
-    """One ModelInfer on its way; created and resolved on the loop."""
+class _BaseCall:
+    """What a unary call and a stream have in common; created on the loop."""
 
-    __slots__ = ("_actions", "_cancelled", "_completions", "deadline_ns", "result")
+    __slots__ = ("_actions", "_cancelled", "_context", "_initial", "_mailbox", "_trailers", "deadline_ns")
 
-    def __init__(self, context: Context, completions: Completions, clock: Clock, loop: Any) -> None:
+    def __init__(self, context: Context, mailbox: Mailbox, clock: Clock) -> None:
         remaining = context.time_remaining()
         self.deadline_ns: int | None = None if remaining is None else clock() + int(remaining * 1e9)
-        self.result: asyncio.Future[bytes | ServerError] = loop.create_future()
-        self._completions = completions
+        self._context = context
+        self._mailbox = mailbox
         self._actions: list[Callable[[], None]] = []
         self._cancelled = False
+        self._initial: Metadata = ()
+        self._trailers: Metadata = ()
 
-    def complete(self, answer: Callable[[], bytes]) -> None:
-        self._completions.put(self, answer)
+    @property
+    def metadata(self) -> Metadata:
+        return tuple((key, value) for key, value in self._context.invocation_metadata() or () if key != "user-agent")
+
+    def send_metadata(self, metadata: Metadata) -> None:
+        self._initial = metadata
+
+    def set_trailers(self, metadata: Metadata) -> None:
+        self._trailers = metadata
 
     def on_cancel(self, action: Callable[[], None]) -> None:
         self._actions.append(action)
@@ -89,14 +98,68 @@ class _Call:
         for action in self._actions:
             action()
 
-    def resolve(self, answer: Callable[[], bytes]) -> None:
+    async def head(self) -> None:
+        """Send what has to go before the first answer."""
+        if self._initial:
+            metadata, self._initial = self._initial, ()
+            await self._context.send_initial_metadata(tuple(metadata))
+
+    async def close(self, error: ServerError | None) -> None:
+        if self._trailers:
+            self._context.set_trailing_metadata(tuple(self._trailers))
+        if error is not None:
+            await self._context.abort(_STATUS[code_of(error)], text_of(error), tuple(self._trailers))
+
+
+class _UnaryCall(_BaseCall):
+    __slots__ = ("result",)
+
+    def __init__(self, context: Context, mailbox: Mailbox, clock: Clock, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(context, mailbox, clock)
+        self.result: asyncio.Future[bytes | ServerError] = loop.create_future()
+
+    def complete(self, answer: Callable[[], Answer]) -> None:
+        self._mailbox.put(lambda: self._resolve(answer))
+
+    def _resolve(self, answer: Callable[[], Answer]) -> None:
         if not self.result.done():  # else the client has gone
             self.result.set_result(_guarded(answer))
 
 
-def _guarded(answer: Callable[[], bytes]) -> bytes | ServerError:
+class _StreamCall(_BaseCall):
+    __slots__ = ("_unread", "answers")
+
+    def __init__(self, context: Context, mailbox: Mailbox, clock: Clock) -> None:
+        super().__init__(context, mailbox, clock)
+        self.answers: asyncio.Queue[bytes | ServerError | None] = asyncio.Queue()
+        self._unread = 0
+
+    def send(self, message: Answer) -> None:
+        joined = _joined(message)
+        self._mailbox.put(lambda: self._put(joined))
+
+    def end(self, error: ServerError | None = None) -> None:
+        self._mailbox.put(lambda: self.answers.put_nowait(error))
+
+    def written(self, message: bytes) -> None:
+        self._unread -= len(message)
+
+    def _put(self, message: bytes) -> None:
+        self._unread += len(message)
+        if self._unread > UNREAD_BYTES:
+            self.answers.put_nowait(ResourceExhausted(f"client left more than {UNREAD_BYTES} bytes of answers unread"))
+            self.cancel()
+        else:
+            self.answers.put_nowait(message)
+
+
+def _joined(answer: Answer) -> bytes:
+    return answer if isinstance(answer, bytes) else b"".join(answer)
+
+
+def _guarded(answer: Callable[[], Answer]) -> bytes | ServerError:
     try:
-        return answer()
+        return _joined(answer())
     except ServerError as error:
         return error
     except Exception as error:  # noqa: BLE001 a defect of ours must not end the loop, nor reach the client as a trace
@@ -104,11 +167,7 @@ def _guarded(answer: Callable[[], bytes]) -> bytes | ServerError:
         return _DEFECT
 
 
-async def _fail(context: Context, error: ServerError) -> None:
-    await context.abort(_STATUS[code_of(error)], text_of(error))
-
-
-class GrpcServer:
+class GrpcioTransport:
     """Serves a `Service`; all methods are for other threads than the loop's own."""
 
     def __init__(
@@ -119,13 +178,13 @@ class GrpcServer:
         self._max_message = max_message
         self._compression = compression
         self._loop = asyncio.new_event_loop()
-        self._completions = Completions(self._loop)
-        self._health = Health(lambda: service.ready)
+        self._mailbox = Mailbox(self._loop)
         self._waiters = ThreadPoolExecutor(wait_threads, thread_name_prefix="rpc-wait")
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="rpc-decode")
         self._in_flight = 0
-        """ModelInfer calls read and not yet answered; the loop's own."""
+        """Deferred calls read and not yet answered; the loop's own."""
         self._arrived = 0
+        self._releasing = False
         self._idle = asyncio.Event()
         self._server: grpc.aio.Server | None = None
         self._thread = threading.Thread(target=self._loop.run_forever, name="rpc", daemon=True)
@@ -135,21 +194,15 @@ class GrpcServer:
         self._thread.start()
         return asyncio.run_coroutine_threadsafe(self._start(address, port), self._loop).result()
 
-    def refresh(self) -> None:
-        """Readiness may have changed: tell those who watch."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._health.refresh)
-
     def drain(self, timeout: float) -> bool:
         """Refuse new inferences, wait for the accepted ones; False if `timeout` seconds were not enough."""
-        self._service.draining = True
-        self.refresh()
+        self._service.begin_drain()
         return asyncio.run_coroutine_threadsafe(self._drained(timeout), self._loop).result()
 
     def stop(self, grace: float = 1.0) -> None:
         """Close the listener and, after `grace` seconds at most, what is still open."""
-        self._service.draining = True
-        self._loop.call_soon_threadsafe(self._health.end)
+        self._service.begin_drain()
+        self._service.health.end()
         if self._server is not None:
             asyncio.run_coroutine_threadsafe(self._server.stop(grace), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -199,37 +252,37 @@ class GrpcServer:
     # --- handlers ---
 
     def _handlers(self) -> dict[str, grpc.RpcMethodHandler]:
-        table = {path: self._handler(route) for path, route in self._service.routes().items()}
-        table[health.CHECK] = self._handler(Quick(self._health.check))
-        table[health.WATCH] = grpc.unary_stream_rpc_method_handler(self._watch)
-        for path in reflection.PATHS:
-            table[path] = grpc.stream_stream_rpc_method_handler(self._reflect)
-        return table
+        return {path: self._handler(route) for path, route in self._service.routes().items()}
 
     def _handler(self, route: Route) -> grpc.RpcMethodHandler:
-        if isinstance(route, Refused):
-            # as a stream, so that it is refused before the first message, whichever kind the client thinks it is
-            return grpc.stream_stream_rpc_method_handler(_refuse(route.error))
-        if isinstance(route, Infer):
-            return grpc.unary_unary_rpc_method_handler(self._infer(route.run))
-        wrap = self._slow if isinstance(route, Slow) else self._quick
-        return grpc.unary_unary_rpc_method_handler(wrap(route.run))
+        match route:
+            case Refused(error):
+                # as a stream, so that it is refused before the first message, whichever kind the client thinks it is
+                return grpc.stream_stream_rpc_method_handler(_refuse(error))
+            case Stream(opened):
+                return grpc.stream_stream_rpc_method_handler(self._stream(opened))
+            case Deferred(start):
+                return grpc.unary_unary_rpc_method_handler(self._deferred(start))
+            case Slow(run):
+                return grpc.unary_unary_rpc_method_handler(self._slow(run))
+            case Quick(run):
+                return grpc.unary_unary_rpc_method_handler(self._quick(run))
 
-    def _quick(self, run: Callable[[bytes], bytes]) -> Unary:
+    def _quick(self, run: Callable[[Buffer], Answer]) -> Unary:
         async def handle(body: bytes, context: Context) -> bytes:
             return await _given(context, _guarded(lambda: run(body)))
 
         return handle
 
-    def _slow(self, run: Callable[[bytes], bytes]) -> Unary:
+    def _slow(self, run: Callable[[Buffer], Answer]) -> Unary:
         async def handle(body: bytes, context: Context) -> bytes:
             return await _given(context, await self._loop.run_in_executor(self._waiters, _guarded, lambda: run(body)))
 
         return handle
 
-    def _infer(self, run: Callable[[bytes, _Call], None]) -> Unary:
+    def _deferred(self, run: Callable[[Buffer, Call], None]) -> Unary:
         async def handle(body: bytes, context: Context) -> bytes:
-            call = _Call(context, self._completions, self._clock, self._loop)
+            call = _UnaryCall(context, self._mailbox, self._clock, self._loop)
             self._in_flight += 1
             self._arrived += 1
             try:
@@ -238,7 +291,14 @@ class GrpcServer:
                 else:
                     await self._loop.run_in_executor(self._decoders, _started, run, body, call)
                 del body  # the arrays hold what they need of it
-                return await _given(context, await call.result)
+                self._release_soon()
+                result = await call.result
+                await call.head()
+                if isinstance(result, ServerError):
+                    await call.close(result)
+                    raise result  # not reached: the line before ends the call
+                await call.close(None)
+                return result
             except asyncio.CancelledError:  # by the client, its deadline, or the end of the grace period
                 call.cancel()
                 raise
@@ -249,22 +309,50 @@ class GrpcServer:
 
         return handle
 
-    async def _watch(self, body: bytes, context: Context) -> AsyncIterator[bytes]:
-        try:
-            async for answer in self._health.watch(body):
-                yield answer
-        except ServerError as error:
-            await _fail(context, error)
+    def _release_soon(self) -> None:
+        """One release for all calls that the loop starts in this turn, so that they may share a batch."""
+        if not self._releasing:
+            self._releasing = True
+            self._loop.call_soon(self._release)
 
-    async def _reflect(self, messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-        try:
-            async for answer in reflection.answer(messages):
-                yield answer
-        except ServerError as error:
-            await _fail(context, error)
+    def _release(self) -> None:
+        self._releasing = False
+        self._service.release()
+
+    def _stream(self, opened: Callable[[StreamCall], Callable[[Buffer | None], None]]) -> Any:
+        async def handle(messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
+            call = _StreamCall(context, self._mailbox, self._clock)
+            reader = asyncio.ensure_future(_read(messages, opened(call), call))
+            try:
+                while (answer := await call.answers.get()) is not None:
+                    await call.head()
+                    if isinstance(answer, ServerError):
+                        await call.close(answer)
+                    else:
+                        yield answer
+                        call.written(answer)
+                await call.head()
+                await call.close(None)
+            except (asyncio.CancelledError, GeneratorExit):
+                call.cancel()
+                raise
+            finally:
+                reader.cancel()
+
+        return handle
 
 
-def _started(run: Callable[[bytes, _Call], None], body: bytes, call: _Call) -> None:
+async def _read(messages: AsyncIterator[bytes], on_message: Callable[[Buffer | None], None], call: _StreamCall) -> None:
+    try:
+        async for body in messages:
+            on_message(body)
+        on_message(None)
+    except Exception as error:  # noqa: BLE001 as in `_guarded`
+        log.defect("handler failed", error)
+        call.end(_DEFECT)
+
+
+def _started(run: Callable[[Buffer, Call], None], body: bytes, call: _UnaryCall) -> None:
     try:
         run(body, call)
     except Exception as error:  # noqa: BLE001 as in `_guarded`
@@ -281,6 +369,10 @@ async def _given(context: Context, result: bytes | ServerError) -> bytes:
         await _fail(context, result)
         raise result  # not reached: the line before ends the call
     return result
+
+
+async def _fail(context: Context, error: ServerError) -> None:
+    await context.abort(_STATUS[code_of(error)], text_of(error))
 
 
 def _refuse(error: ServerError) -> Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]:

@@ -6,8 +6,6 @@ under another name, and current clients ask for it first.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.message import DecodeError
@@ -16,6 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from protos.wire import SERVICE, reflection_pool
 from server.errors import InvalidRequest
 from server.rpc import health
+from server.rpc.call import Buffer, OnMessage, Routes, Stream, StreamCall
 
 SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 PATHS = tuple(f"/{service}/ServerReflectionInfo" for service in SERVICES)
@@ -23,13 +22,26 @@ _POOL = reflection_pool(health.FILE, reflection_pb2.DESCRIPTOR)
 _NOT_FOUND = 5
 
 
-async def answer(messages: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+def routes() -> Routes:
+    return dict.fromkeys(PATHS, Stream(answer))
+
+
+def answer(call: StreamCall) -> OnMessage:
     """One ServerReflectionResponse per request."""
-    async for body in messages:
-        yield _reply(body)
+
+    def on_message(body: Buffer | None) -> None:
+        if body is None:
+            call.end()
+            return
+        try:
+            call.send(_reply(body))
+        except InvalidRequest as error:
+            call.end(error)
+
+    return on_message
 
 
-def _reply(body: bytes) -> bytes:
+def _reply(body: Buffer) -> bytes:
     try:
         request = reflection_pb2.ServerReflectionRequest.FromString(body)
     except (DecodeError, UnicodeDecodeError):

@@ -1,15 +1,11 @@
-"""The handlers of `inference.GRPCInferenceService`. They know no transport: bytes in, bytes out, and a small `Call`.
-
-A transport walks `Service.routes`; what it must do for each kind of route stands with the kinds.
-"""
+"""The handlers of `inference.GRPCInferenceService`. They know no transport: bytes in, bytes out, and a small `Call`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as library_version
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -19,7 +15,9 @@ from server.errors import InvalidRequest, ServerError, Stopping, Unavailable, Un
 from server.logs import log
 from server.model import Model
 from server.request import InferRequest, Result
-from server.rpc import codec, describe
+from server.rpc import codec, describe, reflection
+from server.rpc.call import Buffer, Call, Deferred, Quick, Refused, Routes, Slow
+from server.rpc.health import Health
 from server.validate import Validator
 
 M = TypeVar("M", bound=Message)
@@ -32,57 +30,6 @@ EXTENSIONS = (
 """Of Triton's list, the ones that work here."""
 
 
-class Call(Protocol):
-    """What a handler may know of the inference call that it answers."""
-
-    @property
-    def deadline_ns(self) -> int | None:
-        """The client's deadline on the server's clock."""
-        ...
-
-    def complete(self, answer: Callable[[], bytes]) -> None:
-        """End the call with what `answer` returns or the ServerError it raises; once, from any thread.
-
-        The transport calls `answer` in its own thread, so that an instance thread is free for its next batch.
-        """
-        ...
-
-    def on_cancel(self, action: Callable[[], None]) -> None:
-        """`action` is called, from any thread, when the client goes away before the call has been completed."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Quick:
-    """Answers at once from memory: may run on an event loop."""
-
-    run: Callable[[bytes], bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Slow:
-    """Reads disks or waits for loads: must run in a thread that may wait."""
-
-    run: Callable[[bytes], bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class Infer:
-    """Takes the call, returns at once and completes it later; needs long only to decode a large body."""
-
-    run: Callable[[bytes, Call], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """An RPC of the protocol that this server does not have, unary or stream alike."""
-
-    error: Unsupported
-
-
-Route = Quick | Slow | Infer | Refused
-
-
 class Service:
     """One object behind all transports. `draining` is set once, when the server begins to shut down."""
 
@@ -91,10 +38,13 @@ class Service:
         self._id = server_id
         self._clock = clock
         self.draining = False
+        self.health = Health(lambda: self.ready)
+        self._held: set[Model] = set()
+        """Models that have been given requests since the last `release`."""
 
-    def routes(self) -> dict[str, Route]:
-        """Every RPC of the protocol by its path."""
-        known: dict[str, Route] = {
+    def routes(self) -> Routes:
+        """Every RPC of the protocol by its path, and those of health and reflection."""
+        known: Routes = {
             "ServerLive": Quick(self._server_live),
             "ServerReady": Quick(self._server_ready),
             "ServerMetadata": Quick(self._server_metadata),
@@ -102,29 +52,43 @@ class Service:
             "ModelMetadata": Quick(self._model_metadata),
             "ModelConfig": Quick(self._model_config),
             "ModelStatistics": Quick(self._model_statistics),
-            "ModelInfer": Infer(self._infer),
+            "ModelInfer": Deferred(self._infer),
             "RepositoryIndex": Slow(self._repository_index),
             "RepositoryModelLoad": Slow(self._load),
             "RepositoryModelUnload": Slow(self._unload),
         }
         missing = {name: Refused(Unsupported(f"{name} is not supported by this server")) for name in METHODS}
-        return {method.path: (missing | known)[name] for name, method in METHODS.items()}
+        own = {method.path: (missing | known)[name] for name, method in METHODS.items()}
+        return own | self.health.routes() | reflection.routes()
 
     @property
     def ready(self) -> bool:
         return not self.draining and self._catalog.ready
 
+    def begin_drain(self) -> None:
+        """Refuse inferences from now on, and be not ready."""
+        self.draining = True
+        self.health.refresh()
+
+    def release(self) -> None:
+        """What has been submitted may be batched now: a transport calls this when nothing more is there to be read.
+
+        Quick models may be run within this call.
+        """
+        while self._held:
+            self._held.pop().release()
+
     # --- the server ---
 
-    def _server_live(self, body: bytes) -> bytes:
+    def _server_live(self, body: Buffer) -> bytes:
         _parse(service.ServerLiveRequest, body)
         return service.ServerLiveResponse(live=True).SerializeToString()
 
-    def _server_ready(self, body: bytes) -> bytes:
+    def _server_ready(self, body: Buffer) -> bytes:
         _parse(service.ServerReadyRequest, body)
         return service.ServerReadyResponse(ready=self.ready).SerializeToString()
 
-    def _server_metadata(self, body: bytes) -> bytes:
+    def _server_metadata(self, body: Buffer) -> bytes:
         _parse(service.ServerMetadataRequest, body)
         return service.ServerMetadataResponse(
             name=self._id, version=library_version("demiglace"), extensions=EXTENSIONS
@@ -132,21 +96,21 @@ class Service:
 
     # --- models ---
 
-    def _model_ready(self, body: bytes) -> bytes:
+    def _model_ready(self, body: Buffer) -> bytes:
         request = _parse(service.ModelReadyRequest, body)
         ready = not self.draining and self._catalog.is_ready(request.name, request.version)
         return service.ModelReadyResponse(ready=ready).SerializeToString()
 
-    def _model_metadata(self, body: bytes) -> bytes:
+    def _model_metadata(self, body: Buffer) -> bytes:
         request = _parse(service.ModelMetadataRequest, body)
         model = self._catalog.model(request.name, request.version)
         return describe.metadata(model, self._catalog.versions(request.name)).SerializeToString()
 
-    def _model_config(self, body: bytes) -> bytes:
+    def _model_config(self, body: Buffer) -> bytes:
         request = _parse(service.ModelConfigRequest, body)
         return describe.config(self._catalog.model(request.name, request.version)).SerializeToString()
 
-    def _model_statistics(self, body: bytes) -> bytes:
+    def _model_statistics(self, body: Buffer) -> bytes:
         """Of one version, all versions of a name, or everything."""
         request = _parse(service.ModelStatisticsRequest, body)
         if not request.name:
@@ -160,12 +124,12 @@ class Service:
 
     # --- the repository ---
 
-    def _repository_index(self, body: bytes) -> bytes:
+    def _repository_index(self, body: Buffer) -> bytes:
         request = _parse(service.RepositoryIndexRequest, body)
         _no_repository_name(request.repository_name)
         return describe.index(self._catalog.index(request.ready)).SerializeToString()
 
-    def _load(self, body: bytes) -> bytes:
+    def _load(self, body: Buffer) -> bytes:
         request = _parse(service.RepositoryModelLoadRequest, body)
         _no_repository_name(request.repository_name)
         config = None
@@ -178,7 +142,7 @@ class Service:
         self._catalog.load(request.model_name, config)
         return service.RepositoryModelLoadResponse().SerializeToString()
 
-    def _unload(self, body: bytes) -> bytes:
+    def _unload(self, body: Buffer) -> bytes:
         request = _parse(service.RepositoryModelUnloadRequest, body)
         _no_repository_name(request.repository_name)
         for key, value in request.parameters.items():
@@ -190,7 +154,7 @@ class Service:
 
     # --- inference ---
 
-    def _infer(self, body: bytes, call: Call) -> None:
+    def _infer(self, body: Buffer, call: Call) -> None:
         arrived = self._clock()
         try:
             if self.draining:
@@ -221,7 +185,10 @@ class Service:
                 call.complete(partial(codec.encode, model.name, model.version, request.id, result))
 
         call.on_cancel(partial(model.cancel, request))
-        model.submit(request, on_done)
+        if again:
+            self._held.add(model)
+        # whoever took the call releases what is held soon after; a second try has nobody who would
+        model.submit(request, on_done, hold=again)
 
     def _successor(self, version: str, model: Model) -> Model | None:
         try:
@@ -243,9 +210,9 @@ def _raise(error: ServerError) -> bytes:
     raise error
 
 
-def _parse(cls: type[M], body: bytes) -> M:
+def _parse(cls: type[M], body: Buffer) -> M:
     try:
-        return cls.FromString(body)
+        return cls.FromString(body)  # type: ignore[arg-type]  # any buffer will do
     except (DecodeError, UnicodeDecodeError):
         raise InvalidRequest(f"request is not a valid {cls.DESCRIPTOR.full_name} message") from None
 

@@ -14,7 +14,8 @@ from protos.wire import service
 from server.catalog import Catalog
 from server.errors import NotFound, ServerError, Stopping
 from server.model import Model
-from server.rpc.service import Infer, Service
+from server.rpc.call import Deferred
+from server.rpc.service import Service
 from tests.server.harness import catalog_of, write_entry
 
 PATH = "/inference.GRPCInferenceService/ModelInfer"
@@ -54,7 +55,7 @@ def infer(*answers: Model | ServerError) -> bytes:
     message.inputs.add(name="x", datatype="FP32", shape=[1, 4])
     message.raw_input_contents.append(np.zeros((1, 4), np.float32).tobytes())
     route = Service(cast(Catalog, Given(*answers)), "triton", lambda: 1).routes()[PATH]
-    assert isinstance(route, Infer)
+    assert isinstance(route, Deferred)
     call = Recorded()
     route.run(message.SerializeToString(), cast(Any, call))
     assert call.done.wait(10)

@@ -22,7 +22,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from tritonclient.utils import InferenceServerException
 
 from protos.wire import METHODS
-from server.rpc.service import EXTENSIONS, SHUTTING_DOWN, Refused
+from server.rpc.call import Refused
+from server.rpc.service import EXTENSIONS, SHUTTING_DOWN
 from tests.server.harness import ROW, Running, running, tensor, write_entry
 
 BATCHING = "max_batch_size: 8\ndynamic_batching { }\ninstance_group [{ count: 1 kind: KIND_CPU }]\n"
