@@ -23,7 +23,7 @@ from server.loading import EntryLoader
 from server.logs import log
 from server.metrics import MetricsServer
 from server.model import Model
-from server.rpc.grpcio import GrpcioTransport
+from server.rpc import transport
 from server.rpc.service import Service
 from server.settings import Settings
 from server.states import Row, State
@@ -50,12 +50,7 @@ class Server:
             drain_secs=settings.exit_timeout_secs,
         )
         self._service = Service(self.catalog, settings.id, clock)
-        self._grpc = GrpcioTransport(
-            self._service,
-            clock,
-            max_message=settings.grpc_max_message_size,
-            compression=settings.grpc_allow_compression,
-        )
+        self._grpc = transport.make(self._service, clock, settings.grpc)
         self._metrics = MetricsServer(self.catalog.models)
         self._ended = threading.Event()
         self._poller = threading.Thread(target=self._poll, name="poll", daemon=True)
@@ -64,10 +59,11 @@ class Server:
     def start(self) -> Mapping[str, str]:
         """Listen, then load; returns the entries that did not load, with reasons. Raises OSError for a port."""
         settings = self._settings
-        if settings.allow_grpc:
-            self.grpc_port = self._grpc.start(settings.grpc_address, settings.grpc_port)
+        grpc = settings.grpc
+        if grpc.allowed:
+            self.grpc_port = self._grpc.start(grpc.address, grpc.port)
             self.catalog.changed = self._service.health.refresh
-            self._say(f"gRPC listening on {settings.grpc_address}:{self.grpc_port}")
+            self._say(f"gRPC listening on {grpc.address}" + (f":{self.grpc_port}" if self.grpc_port else ""))
         if settings.allow_metrics:
             self.metrics_port = self._metrics.start(settings.metrics_address, settings.metrics_port)
             self._say(f"metrics listening on {settings.metrics_address}:{self.metrics_port}")
@@ -93,7 +89,7 @@ class Server:
         began = time.monotonic()
         log.info("draining", timeout=left)
         drained = True
-        if self.grpc_port:
+        if self._settings.grpc.allowed:
             drained = self._grpc.drain(left)
             # the listener goes first: what arrives from here on is refused by the transport
             self._grpc.stop(grace=1.0 if drained else 0)

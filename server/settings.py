@@ -11,19 +11,17 @@ import errno
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-MIB = 1 << 20
+from server import grpc_settings
+from server.flags import INT32_MAX, SettingsError, truth_flag, whole, whole_flag
+from server.grpc_settings import GrpcSettings
+
 LOG_FORMATS = ("default", "ISO8601", "json")
 CONTROL_MODES = ("none", "poll", "explicit")
-INT32_MAX = (1 << 31) - 1
-
-
-class SettingsError(ValueError):
-    """A flag or its value that cannot be used: one line naming flag, value and what is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +31,7 @@ class Settings:
     repositories: tuple[Path, ...]
     id: str = "triton"
     """Name in ServerMetadata; Triton's own default, because clients compare it."""
-    allow_grpc: bool = True
-    grpc_address: str = "127.0.0.1"
-    grpc_port: int = 8001
-    grpc_max_message_size: int = 256 * MIB
-    grpc_allow_compression: bool = False
+    grpc: GrpcSettings = field(default_factory=GrpcSettings)
     http_address: str = "127.0.0.1"
     http_port: int = 8000
     allow_metrics: bool = True
@@ -76,29 +70,6 @@ class _Parser(argparse.ArgumentParser):
         raise SettingsError(f"{message} (--help lists all flags)")
 
 
-def _truth(flag: str) -> Callable[[str], bool]:
-    def read(text: str) -> bool:
-        known = {"true": True, "1": True, "on": True, "false": False, "0": False, "off": False}
-        if text.lower() not in known:
-            raise argparse.ArgumentTypeError(f"{flag} is {text!r}, allowed are true and false")
-        return known[text.lower()]
-
-    return read
-
-
-def _whole(flag: str, low: int, high: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{flag} is {text!r}, allowed is a whole number from {low} to {high}")
-        return value
-
-    return read
-
-
 def _backend_config(text: str) -> tuple[str, str, str]:
     """`<backend>,<key>=<value>`, or `<key>=<value>` for all backends."""
     head, equals, value = text.partition("=")
@@ -110,19 +81,8 @@ def _backend_config(text: str) -> tuple[str, str, str]:
             f"--backend-config is {text!r}, allowed is <backend>,<key>=<value> or <key>=<value>"
         )
     if key == "default-max-batch-size":
-        _whole(f"--backend-config={head}", 0, INT32_MAX)(value)
+        whole(f"--backend-config={head}", 0, INT32_MAX)(value)
     return backend, key, value
-
-
-def _truth_flag(group: argparse._ArgumentGroup, flag: str, default: bool, text: str) -> None:
-    # Triton's booleans want a value; without one they mean true, as in `--disable-auto-complete-config`
-    group.add_argument(flag, type=_truth(flag), default=default, nargs="?", const=True, metavar="true|false",
-                       help=f"{text} (default {str(default).lower()})")  # fmt: skip
-
-
-def _whole_flag(group: argparse._ArgumentGroup, flag: str, default: int, low: int, high: int, text: str) -> None:
-    group.add_argument(flag, type=_whole(flag, low, high), default=default, metavar="N",
-                       help=f"{text} (default {default})")  # fmt: skip
 
 
 def _models(parser: argparse.ArgumentParser) -> None:
@@ -154,13 +114,13 @@ def _models(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="with explicit: load this entry at start; several times, or once as '*' for all",
     )
-    _whole_flag(
+    whole_flag(
         models, "--repository-poll-secs", 15, 1, 86400, "with poll: seconds between looks; each look stats all files"
     )
-    _truth_flag(
+    truth_flag(
         models, "--disable-auto-complete-config", False, "take config.pbtxt as it is and refuse what is incomplete"
     )
-    _whole_flag(
+    whole_flag(
         models,
         "--model-load-thread-count",
         4,
@@ -177,7 +137,7 @@ def _models(parser: argparse.ArgumentParser) -> None:
         help="setting of a backend, or of all without BACKEND; default-max-batch-size=N is what a\n"
         "model that can batch gets when its config does not say (default 4)",
     )
-    _whole_flag(
+    whole_flag(
         models,
         "--max-queue-size",
         4096,
@@ -189,53 +149,31 @@ def _models(parser: argparse.ArgumentParser) -> None:
 
 
 def _listeners(parser: argparse.ArgumentParser) -> None:
-    ports = parser.add_argument_group("listeners (loopback unless told otherwise: there is no access control)")
-    _truth_flag(ports, "--allow-grpc", True, "listen for gRPC")
-    ports.add_argument(
-        "--grpc-address",
-        default="127.0.0.1",
-        metavar="ADDR",
-        help="address for gRPC; 0.0.0.0 opens it to the network (default 127.0.0.1)",
-    )
-    _whole_flag(ports, "--grpc-port", 8001, 0, 65535, "port for gRPC; 0 picks a free one and prints it")
-    _whole_flag(
-        ports,
-        "--grpc-max-message-size",
-        256 * MIB,
-        1024,
-        INT32_MAX,
-        "bytes of the largest request; grpcio holds a whole request in memory before it is looked at",
-    )
-    _truth_flag(
-        ports,
-        "--grpc-allow-compression",
-        False,
-        "accept compressed requests; a small one may expand to --grpc-max-message-size",
-    )
-    _truth_flag(ports, "--allow-metrics", True, "listen for Prometheus")
+    ports = parser.add_argument_group("other listeners (loopback unless told otherwise: there is no access control)")
+    truth_flag(ports, "--allow-metrics", True, "listen for Prometheus")
     ports.add_argument(
         "--metrics-address",
         default="127.0.0.1",
         metavar="ADDR",
         help="address for metrics; they show names and load of all models (default 127.0.0.1)",
     )
-    _whole_flag(ports, "--metrics-port", 8002, 0, 65535, "port for metrics; 0 picks a free one and prints it")
-    _truth_flag(ports, "--allow-http", False, "the REST face is not there yet: only false is possible")
+    whole_flag(ports, "--metrics-port", 8002, 0, 65535, "port for metrics; 0 picks a free one and prints it")
+    truth_flag(ports, "--allow-http", False, "the REST face is not there yet: only false is possible")
     ports.add_argument("--http-address", default="127.0.0.1", metavar="ADDR", help="kept for the REST face; unused")
-    _whole_flag(ports, "--http-port", 8000, 0, 65535, "kept for the REST face; nothing listens there")
+    whole_flag(ports, "--http-port", 8000, 0, 65535, "kept for the REST face; nothing listens there")
 
 
 def _lifecycle(parser: argparse.ArgumentParser) -> None:
     life = parser.add_argument_group("lifecycle")
     life.add_argument("--id", default="triton", metavar="NAME", help="name in the server metadata (default triton)")
-    _truth_flag(
+    truth_flag(
         life,
         "--strict-readiness",
         True,
         "not ready while any model that should be there is not; false: ready as soon as it listens",
     )
-    _truth_flag(life, "--exit-on-error", True, "end when a model does not load at start; false: serve the others")
-    _whole_flag(
+    truth_flag(life, "--exit-on-error", True, "end when a model does not load at start; false: serve the others")
+    whole_flag(
         life,
         "--exit-timeout-secs",
         30,
@@ -247,7 +185,7 @@ def _lifecycle(parser: argparse.ArgumentParser) -> None:
 
 def _log(parser: argparse.ArgumentParser) -> None:
     logs = parser.add_argument_group("log (standard error; one event is one line)")
-    _whole_flag(logs, "--log-verbose", 0, 0, 4, "1 and more log every failed request: a client can fill the disk")
+    whole_flag(logs, "--log-verbose", 0, 0, 4, "1 and more log every failed request: a client can fill the disk")
     logs.add_argument(
         "--log-format",
         choices=LOG_FORMATS,
@@ -255,9 +193,9 @@ def _log(parser: argparse.ArgumentParser) -> None:
         metavar="|".join(LOG_FORMATS),
         help="default: as Triton's; ISO8601: the same with full dates; json: an object per line",
     )
-    _truth_flag(logs, "--log-info", True, "log what happens")
-    _truth_flag(logs, "--log-warning", True, "log what is odd")
-    _truth_flag(logs, "--log-error", True, "log what failed")
+    truth_flag(logs, "--log-info", True, "log what happens")
+    truth_flag(logs, "--log-warning", True, "log what is odd")
+    truth_flag(logs, "--log-error", True, "log what failed")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -267,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawTextHelpFormatter,
         allow_abbrev=False,
     )
-    for add in (_models, _listeners, _lifecycle, _log):
+    for add in (_models, grpc_settings.add_flags, _listeners, _lifecycle, _log):
         add(parser)
     return parser
 
@@ -291,15 +229,15 @@ def parse(argv: Sequence[str]) -> Settings:
         load_models=tuple(given.load_model),
         auto_complete_config=not given.disable_auto_complete_config,
         backend_config=backends,
+        grpc=grpc_settings.read(given),
         **{name: getattr(given, name) for name in _AS_GIVEN},
     )
 
 
 _AS_GIVEN = (
-    "id", "allow_grpc", "grpc_address", "grpc_port", "grpc_max_message_size", "grpc_allow_compression", "http_address",
-    "http_port", "allow_metrics", "metrics_address", "metrics_port", "model_control_mode", "repository_poll_secs",
-    "strict_readiness", "exit_on_error", "exit_timeout_secs", "model_load_thread_count", "max_queue_size",
-    "log_verbose", "log_format", "log_info", "log_warning", "log_error",
+    "id", "http_address", "http_port", "allow_metrics", "metrics_address", "metrics_port", "model_control_mode",
+    "repository_poll_secs", "strict_readiness", "exit_on_error", "exit_timeout_secs", "model_load_thread_count",
+    "max_queue_size", "log_verbose", "log_format", "log_info", "log_warning", "log_error",
 )  # fmt: skip
 
 
@@ -311,12 +249,23 @@ def check_host(settings: Settings) -> None:
             raise SettingsError(f"--model-repository {folder} {kind}")
         if not os.access(folder, os.R_OK | os.X_OK):
             raise SettingsError(f"--model-repository {folder} cannot be read")
-    if settings.allow_grpc:
-        _check_port("grpc", settings.grpc_address, settings.grpc_port)
+    grpc = settings.grpc
+    if grpc.allowed:
+        if grpc.unix is not None:
+            _check_unix(grpc.unix)
+        else:
+            _check_port("grpc", grpc.address, grpc.port)
     if settings.allow_metrics:
         _check_port("metrics", settings.metrics_address, settings.metrics_port)
-        if settings.allow_grpc and settings.metrics_port and settings.metrics_port == settings.grpc_port:
+        if grpc.allowed and settings.metrics_port and settings.metrics_port == grpc.port:
             raise SettingsError(f"--metrics-port {settings.metrics_port} is the --grpc-port too")
+
+
+def _check_unix(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise SettingsError(f"--grpc-address unix:{path}: there is no folder {path.parent}")
+    if path.exists():
+        raise SettingsError(f"--grpc-address unix:{path}: there is something already")
 
 
 def _check_port(face: str, address: str, port: int) -> None:

@@ -28,6 +28,7 @@ ONLY_IN = {
     "grpc_reflection": ("server/rpc/",),
     "onnxruntime": ("server/backends/ort", "compressor/"),
     "google": ("protos/", "server/rpc/"),
+    "ngh2": ("server/rpc/http2/library",),
     "torch": ("compressor/",),
     "onnx": ("compressor/",),
     "onnx_ir": ("compressor/",),

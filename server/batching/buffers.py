@@ -28,7 +28,7 @@ class Buffers:
         self._bytes = 0
 
     def array(self, name: str, rows: int, dims: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """An array of `rows` rows of `dims`, valid until the next call with the same name and dims; contents undefined."""
+        """An array of `rows` rows of `dims`, valid until the next call for the same; contents undefined."""
         found = self._arrays.get((name, dims))
         if found is None or len(found) < rows:
             found = self._grown(name, rows, dims, dtype, found)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +20,10 @@ import grpc.aio
 from server.errors import Internal, ResourceExhausted, ServerError
 from server.logs import log
 from server.rpc.call import Answer, Buffer, Call, Deferred, Metadata, Quick, Refused, Route, Slow, Stream, StreamCall
+from server.rpc.limits import Limits
 from server.rpc.service import Service
 from server.rpc.status import Code, code_of, text_of
+from server.rpc.tls import Tls
 
 Context = Any
 """grpc.aio.ServicerContext, whose type parameters say nothing about bytes."""
@@ -29,13 +32,12 @@ Unary = Callable[[bytes, Context], Awaitable[bytes]]
 
 LARGE = 1 << 20
 """Bytes of a body from which on decoding leaves the loop: half a million BYTES elements take some 50 ms."""
-UNREAD_BYTES = 4 << 20
-"""What may wait for a client that does not read its stream; beyond it the stream is ended."""
 LINGER_STEPS = 10
 LINGER_STEP_SECS = 0.05
 """How often and how long a drained server looks whether requests still come, before it closes."""
 _STATUS: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _ONLY_IDENTITY = 1
+_NEVER = (1 << 31) - 1
 _DEFECT = Internal("internal error, see the server's log")
 
 
@@ -127,10 +129,11 @@ class _UnaryCall(_BaseCall):
 
 
 class _StreamCall(_BaseCall):
-    __slots__ = ("_unread", "answers")
+    __slots__ = ("_most_unread", "_unread", "answers")
 
-    def __init__(self, context: Context, mailbox: Mailbox, clock: Clock) -> None:
+    def __init__(self, context: Context, mailbox: Mailbox, clock: Clock, most_unread: int) -> None:
         super().__init__(context, mailbox, clock)
+        self._most_unread = most_unread
         self.answers: asyncio.Queue[bytes | ServerError | None] = asyncio.Queue()
         self._unread = 0
 
@@ -146,8 +149,9 @@ class _StreamCall(_BaseCall):
 
     def _put(self, message: bytes) -> None:
         self._unread += len(message)
-        if self._unread > UNREAD_BYTES:
-            self.answers.put_nowait(ResourceExhausted(f"client left more than {UNREAD_BYTES} bytes of answers unread"))
+        if self._unread > self._most_unread:
+            text = f"client left more than {self._most_unread} bytes of answers unread"
+            self.answers.put_nowait(ResourceExhausted(text))
             self.cancel()
         else:
             self.answers.put_nowait(message)
@@ -171,15 +175,19 @@ class GrpcioTransport:
     """Serves a `Service`; all methods are for other threads than the loop's own."""
 
     def __init__(
-        self, service: Service, clock: Clock, *, max_message: int, compression: bool = False, wait_threads: int = 8
+        self,
+        service: Service,
+        clock: Clock = time.monotonic_ns,
+        limits: Limits | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self._service = service
         self._clock = clock
-        self._max_message = max_message
-        self._compression = compression
+        self._limits = limits or Limits()
+        self._tls = tls
         self._loop = asyncio.new_event_loop()
         self._mailbox = Mailbox(self._loop)
-        self._waiters = ThreadPoolExecutor(wait_threads, thread_name_prefix="rpc-wait")
+        self._waiters = ThreadPoolExecutor(8, thread_name_prefix="rpc-wait")
         self._decoders = ThreadPoolExecutor(2, thread_name_prefix="rpc-decode")
         self._in_flight = 0
         """Deferred calls read and not yet answered; the loop's own."""
@@ -212,25 +220,35 @@ class GrpcioTransport:
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
     async def _start(self, address: str, port: int) -> int:
+        limits = self._limits
         options: list[tuple[str, Any]] = [
-            ("grpc.max_receive_message_length", self._max_message),
+            ("grpc.max_receive_message_length", limits.message_bytes),
             ("grpc.max_send_message_length", -1),
+            ("grpc.max_metadata_size", limits.header_bytes),
+            ("grpc.max_concurrent_streams", limits.streams),
+            ("grpc.keepalive_time_ms", int(limits.keepalive_secs * 1000) or _NEVER),
+            ("grpc.keepalive_timeout_ms", int(limits.keepalive_timeout_secs * 1000)),
+            ("grpc.http2.min_ping_interval_without_data_ms", int(limits.min_ping_secs * 1000)),
+            ("grpc.http2.max_ping_strikes", limits.ping_strikes),
             # without it a second server on a taken port starts happily and takes half of the connections
             ("grpc.so_reuseport", 0),
         ]
-        if not self._compression:
+        if not limits.compression:
             # a compressed message is expanded whole before its size is looked at (grpc issue 41996)
             options.append(("grpc.compression_enabled_algorithms_bitset", _ONLY_IDENTITY))
         server = grpc.aio.server(options=options)
         server.add_generic_rpc_handlers((_Table(self._handlers()),))
         host = f"[{address}]" if ":" in address else address
         try:
-            bound = server.add_insecure_port(f"{host}:{port}")
+            where = address if address.startswith("unix:") else f"{host}:{port}"
+            bound = (
+                server.add_secure_port(where, _credentials(self._tls)) if self._tls else server.add_insecure_port(where)
+            )
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}:{port}") from error
         await server.start()
         self._server = server
-        return int(bound)
+        return 0 if address.startswith("unix:") else int(bound)
 
     async def _drained(self, timeout: float) -> bool:
         try:
@@ -321,7 +339,7 @@ class GrpcioTransport:
 
     def _stream(self, opened: Callable[[StreamCall], Callable[[Buffer | None], None]]) -> Any:
         async def handle(messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-            call = _StreamCall(context, self._mailbox, self._clock)
+            call = _StreamCall(context, self._mailbox, self._clock, self._limits.unread_bytes)
             reader = asyncio.ensure_future(_read(messages, opened(call), call))
             try:
                 while (answer := await call.answers.get()) is not None:
@@ -362,6 +380,12 @@ def _started(run: Callable[[Buffer, Call], None], body: bytes, call: _UnaryCall)
 
 def _defect() -> bytes:
     raise _DEFECT
+
+
+def _credentials(tls: Tls) -> grpc.ServerCredentials:
+    pair = (tls.key.read_bytes(), tls.certificate.read_bytes())
+    root = None if tls.root is None else tls.root.read_bytes()
+    return grpc.ssl_server_credentials([pair], root, tls.mutual)
 
 
 async def _given(context: Context, result: bytes | ServerError) -> bytes:

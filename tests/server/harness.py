@@ -18,11 +18,14 @@ from server.app import Server
 from server.backends.fake import FakeSession
 from server.catalog import Catalog
 from server.errors import ServerError
+from server.grpc_settings import GrpcSettings
 from server.loading import EntryLoader
 from server.request import InferRequest, Result, Tensor
 from server.settings import Settings
 
-SETTINGS = Settings(repositories=(), grpc_port=0, metrics_port=0, exit_timeout_secs=10, model_load_thread_count=2)
+SETTINGS = Settings(
+    repositories=(), grpc=GrpcSettings(port=0), metrics_port=0, exit_timeout_secs=10, model_load_thread_count=2
+)
 
 
 def model_text(

@@ -24,13 +24,13 @@ def settings_of(*argv: str, repository: str = "/r") -> Settings:
 
 def test_defaults_are_safe_and_triton_s() -> None:
     settings = settings_of()
-    assert (settings.grpc_port, settings.metrics_port, settings.model_control_mode) == (8001, 8002, "none")
-    assert settings.grpc_address == settings.metrics_address == "127.0.0.1"
+    assert (settings.grpc.port, settings.metrics_port, settings.model_control_mode) == (8001, 8002, "none")
+    assert settings.grpc.address == settings.metrics_address == "127.0.0.1"
     assert settings.strict_readiness
     assert settings.exit_on_error
     assert settings.exit_timeout_secs == 30
     assert settings.auto_complete_config
-    assert not settings.grpc_allow_compression
+    assert not settings.grpc.limits.compression
     assert settings.max_queue_size > 0, "the queue is bounded unless told otherwise"
 
 

@@ -22,7 +22,9 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from tritonclient.utils import InferenceServerException
 
 from protos.wire import METHODS
+from server.grpc_settings import GrpcSettings
 from server.rpc.call import Refused
+from server.rpc.limits import Limits
 from server.rpc.service import EXTENSIONS, SHUTTING_DOWN
 from tests.server.harness import ROW, Running, running, tensor, write_entry
 
@@ -347,8 +349,8 @@ def test_reflection_s_own_stub_works(served: Running) -> None:
 @pytest.mark.parametrize("allowed", [False, True])
 def test_compressed_requests_are_refused_unless_allowed(tmp_path: Path, allowed: bool) -> None:
     write_entry(tmp_path)
-    flags = {"grpc_allow_compression": allowed}
-    with running(tmp_path, **flags) as server, triton.InferenceServerClient(server.url) as client:
+    grpc_port = GrpcSettings(port=0, limits=Limits(compression=allowed))
+    with running(tmp_path, grpc=grpc_port) as server, triton.InferenceServerClient(server.url) as client:
         if allowed:
             result = client.infer("m", [tensor(ROW)], compression_algorithm="gzip")
             assert np.array_equal(result.as_numpy("y"), ROW)
@@ -360,7 +362,7 @@ def test_compressed_requests_are_refused_unless_allowed(tmp_path: Path, allowed:
 
 def test_a_message_over_the_limit_is_refused(tmp_path: Path) -> None:
     write_entry(tmp_path)
-    with running(tmp_path, grpc_max_message_size=4096) as server:
+    with running(tmp_path, grpc=GrpcSettings(port=0, limits=Limits(message_bytes=4096))) as server:
         assert raw_call(server, "ModelInfer", bytes(5000))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 

@@ -1,0 +1,345 @@
+"""One client's connection: reads, hands events to calls, collects what they answer and sends it in one go.
+
+All of it belongs to the loop's thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable
+
+from server.errors import ServerError
+from server.logs import log
+from server.rpc.call import Buffer, Stream
+from server.rpc.http2 import framing, library
+from server.rpc.http2.calls import StreamCall, UnaryCall
+from server.rpc.http2.framing import Headers
+from server.rpc.http2.library import DataReceived, RequestReceived
+from server.rpc.http2.shared import Shared
+from server.rpc.status import Code, code_of, text_of
+
+READ_BYTES = 1 << 18
+WRITE_BYTES = 1 << 18
+"""Bytes of one system call; more at once would be copied again when the socket takes only part of them."""
+_WAIT = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, InterruptedError)
+
+
+class Connection:
+    """See the module's text; `on_closed` and `on_interest` are the loop's."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        shared: Shared,
+        on_interest: Callable[[int, bool], None],
+        on_closed: Callable[[Connection], None],
+    ) -> None:
+        self.shared = shared
+        self.descriptor = sock.fileno()
+        self.calls: dict[int, UnaryCall | StreamCall] = {}
+        self._socket = sock
+        self._tls = isinstance(sock, ssl.SSLSocket)
+        self._shaking = self._tls
+        """Whether the TLS handshake is still under way."""
+        self._http2 = library.accept(shared.limits)
+        self._on_interest = on_interest
+        self._on_closed = on_closed
+        self._unsent: memoryview | None = None
+        self._blocked = False
+        self._resets: list[int] = []
+        """Streams to be reset once what ends them has gone out, because their client still sends."""
+        self._owed = 0
+        """Bytes of large answers counted as buffered."""
+        self._ending = False
+        self.open = True
+        self.settled = False
+        """Whether the client has said its SETTINGS."""
+        self.since_ns = self.heard_ns = shared.now_ns
+        self.stalled_ns: int | None = None
+        """Since when the client has taken nothing of what is ready for it."""
+        self._left = 0
+        self._pinged = False
+        self._last_ping_ns: int | None = None
+        self._strikes = 0
+        shared.touched[self] = None
+
+    # --- the loop's side ---
+
+    def on_ready(self, readable: bool) -> None:
+        if self._shaking and not self._shake():
+            return
+        self.shared.touched[self] = None
+        if not readable:
+            return
+        while self.open:
+            try:
+                data = self._socket.recv(READ_BYTES)
+            except _WAIT:
+                return
+            except OSError:
+                self.close()
+                return
+            if not data:
+                self.close()
+                return
+            self._receive(data)
+            # TLS may hold what epoll does not know of; a plain socket is asked again when others have had their turn
+            if not self._tls:
+                return
+
+    def flush(self) -> None:
+        """Send what is ready, as far as the socket takes it."""
+        if self._shaking or not self.open:
+            return
+        self._write()
+        if self._resets and self._unsent is None and self.open:
+            for stream in self._resets:
+                self._http2.reset_stream(stream, library.NO_ERROR)
+            self._resets.clear()
+            self._write()
+        if self._owed:
+            left = self._http2.queued_body_size()
+            if left < self._owed:
+                self.shared.buffered -= self._owed - left
+                self._owed = left
+        if self._ending and self._unsent is None and self.open and not self.calls:
+            self.close()
+
+    def sweep(self, now_ns: int) -> None:
+        """Once a second: whoever is too slow, or gone without a word."""
+        limits = self.shared.limits
+        if not self.settled:
+            if now_ns - self.since_ns > limits.handshake_secs * 1e9:
+                self.close()
+            return
+        late = now_ns - int(limits.receive_secs * 1e9)
+        for call in [c for c in self.calls.values() if c.since_ns is not None and c.since_ns < late]:
+            call.too_slow()
+            self.shared.touched[self] = None
+        left = self._http2.queued_body_size() + (0 if self._unsent is None else len(self._unsent))
+        if not left or left != self._left:
+            self.stalled_ns = None
+        if left and self.stalled_ns is None:
+            self.stalled_ns = now_ns
+        self._left = left
+        if self.stalled_ns is not None and now_ns - self.stalled_ns > limits.send_secs * 1e9:
+            log.warning("a connection was closed: its client takes nothing", unread=left)
+            self.close()
+            return
+        silent = (now_ns - self.heard_ns) / 1e9
+        if self._pinged:
+            if silent > limits.keepalive_secs + limits.keepalive_timeout_secs:
+                self.close()
+        elif limits.keepalive_secs and silent > limits.keepalive_secs:
+            self._pinged = True
+            self._http2.ping()
+            self.shared.touched[self] = None
+
+    def go_away(self, final: bool) -> None:
+        """Tell the client to send no new calls here; with `final`, close when the open ones have ended."""
+        if not self.open:
+            return
+        try:
+            if final:
+                self._ending = True
+                self._http2.send_goaway()
+            else:
+                self._http2.send_shutdown_notice()
+        except library.Http2Error:  # never begun, or already ending
+            self._ending = True
+        self.shared.touched[self] = None
+
+    def close(self) -> None:
+        """At once; whoever still waits is gone."""
+        if not self.open:
+            return
+        self.open = False
+        self.shared.touched.pop(self, None)
+        self.shared.buffered -= self._owed
+        self._owed = 0
+        for call in list(self.calls.values()):
+            call.cancel()
+        self.calls.clear()
+        self._on_closed(self)
+        self._socket.close()
+
+    # --- the calls' side ---
+
+    def answer(self, stream: int, first: Headers | None, parts: tuple[Buffer, ...], trailers: Headers) -> None:
+        """A whole answer and its status."""
+        self.send(stream, first, parts)
+        try:
+            self._http2.send_trailers(stream, trailers)
+        except library.Http2Error:  # the stream went in the same turn
+            return
+
+    def send(self, stream: int, first: Headers | None, parts: tuple[Buffer, ...]) -> int:
+        """One message; returns the bytes of the stream that wait to be taken by the client."""
+        http2 = self._http2
+        self.shared.touched[self] = None
+        self._strikes = 0
+        self._last_ping_ns = None
+        try:
+            if first is not None:
+                http2.send_response(stream, first)
+            for part in parts:
+                http2.send_data(stream, part)
+        except library.Http2Error:
+            return 0
+        if len(parts) > 1:
+            size = framing.size_of(parts)
+            self._owed += size
+            self.shared.buffered += size
+        return http2.queued_body_size(stream)
+
+    def end(self, stream: int, first: Headers | None, trailers: Headers) -> None:
+        """A status, alone (`first` and it in one block) or behind what has been sent."""
+        self.shared.touched[self] = None
+        try:
+            if first is not None:
+                self._http2.send_response(stream, [*first, *trailers], end_stream=True)
+            else:
+                self._http2.send_trailers(stream, trailers)
+        except library.Http2Error:
+            return
+        self._resets.append(stream)
+
+    def reset(self, stream: int) -> None:
+        try:
+            self._http2.reset_stream(stream, library.CANCEL)
+        except library.Http2Error:
+            return
+
+    def forget(self, stream: int) -> None:
+        self.calls.pop(stream, None)
+
+    # --- inside ---
+
+    def _shake(self) -> bool:
+        assert isinstance(self._socket, ssl.SSLSocket)
+        try:
+            self._socket.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLWantWriteError:
+            self._on_interest(self.descriptor, True)
+            return False
+        except OSError as error:  # ssl.SSLError among them
+            if log.is_verbose:
+                log.verbose("TLS handshake failed", reason=error)
+            self.close()
+            return False
+        if self._socket.selected_alpn_protocol() != "h2":
+            self.close()
+            return False
+        self._shaking = False
+        self._on_interest(self.descriptor, False)
+        return True
+
+    def _receive(self, data: bytes) -> None:
+        http2 = self._http2
+        self.heard_ns = self.shared.now_ns
+        self._pinged = False
+        try:
+            http2.receive_data(data)
+        except library.Http2Error as error:
+            if log.is_verbose:
+                log.verbose("a connection broke the protocol", reason=error)
+            self._last_words()
+            return
+        calls = self.calls
+        for event in http2.events():
+            if isinstance(event, DataReceived):
+                call = calls.get(event.stream_id)
+                if call is not None:
+                    call.receive(event.data, event.end_stream)
+            elif isinstance(event, RequestReceived):
+                self._request(event)
+            else:
+                self._other(event)
+
+    def _request(self, event: RequestReceived) -> None:
+        shared = self.shared
+        head = shared.head(event.headers)
+        stream = event.stream_id
+        route = head.route
+        if route is None:
+            self._refuse(stream, head.refusal, head.http_status)
+            return
+        call: UnaryCall | StreamCall
+        if isinstance(route, Stream):
+            call = self.calls[stream] = StreamCall(self, stream, head)
+            call.open(route.run)
+        else:
+            call = self.calls[stream] = UnaryCall(self, stream, head)
+        if event.end_stream:
+            call.receive(b"", True)
+
+    def _refuse(self, stream: int, error: ServerError | None, http_status: bytes) -> None:
+        if error is None:
+            self.end(stream, [(b":status", http_status)], [])
+            return
+        trailers = framing.status_headers(code_of(error), text_of(error))
+        if code_of(error) is Code.UNIMPLEMENTED:
+            allowed = framing.ACCEPTED if self.shared.limits.compression else b"identity"
+            trailers.append((b"grpc-accept-encoding", allowed))
+        self.end(stream, framing.HEAD, trailers)
+
+    def _other(self, event: library.Event) -> None:
+        match event:
+            case library.TrailersReceived():
+                if (call := self.calls.get(event.stream_id)) is not None:
+                    call.receive(b"", True)
+            case library.StreamReset() | library.StreamClosed():
+                if (call := self.calls.get(event.stream_id)) is not None:
+                    call.cancel()
+            case library.SettingsReceived():
+                self.settled = True
+            case library.PingReceived():
+                self._on_ping()
+            case library.ConnectionClosed():
+                self._ending = True
+
+    def _on_ping(self) -> None:
+        """gRFC A8: a ping soon after the last, with nothing sent in between, is a strike."""
+        limits, now = self.shared.limits, self.shared.now_ns
+        last, self._last_ping_ns = self._last_ping_ns, now
+        if last is None or now - last >= limits.min_ping_secs * 1e9:
+            return
+        self._strikes += 1
+        if limits.ping_strikes and self._strikes > limits.ping_strikes:
+            self._http2.send_goaway(library.ENHANCE_YOUR_CALM, debug_data=b"too_many_pings")
+            self._last_words()
+
+    def _last_words(self) -> None:
+        """Send what explains the end, if the socket takes it, and close."""
+        with contextlib.suppress(library.Http2Error):
+            self._write()
+        self.close()
+
+    def _write(self) -> None:
+        try:
+            while True:
+                if self._unsent is None:
+                    data = self._http2.data_to_send(WRITE_BYTES)
+                    if not data:
+                        break
+                    self._unsent = memoryview(data)
+                size = len(self._unsent)
+                sent = self._socket.send(self._unsent)
+                self._unsent = self._unsent[sent:] if sent < size else None
+                if self._unsent is None and size < WRITE_BYTES:
+                    break
+        except _WAIT:
+            if not self._blocked:
+                self._blocked = True
+                self._on_interest(self.descriptor, True)
+            return
+        except OSError:
+            self.close()
+            return
+        if self._blocked:
+            self._blocked = False
+            self._on_interest(self.descriptor, False)

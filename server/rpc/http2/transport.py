@@ -1,0 +1,247 @@
+"""Our own gRPC transport: one thread, one epoll set, all connections.
+
+A round: read each ready socket once, hand whole messages to the handlers, tell the service that no more follow (which
+runs quick models right here), then send what each connection has to say in one go. So a batch is what the clients sent
+while the last one ran, and a system call carries many answers.
+"""
+
+from __future__ import annotations
+
+import resource
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from select import EPOLLIN, EPOLLOUT, epoll
+
+from server.logs import log
+from server.rpc.http2 import library
+from server.rpc.http2.connection import Connection
+from server.rpc.http2.shared import Shared
+from server.rpc.limits import Limits
+from server.rpc.service import Service
+from server.rpc.tls import Tls
+
+SWEEP_NS = 10**9
+ACCEPTS = 64
+"""Connections accepted in one round."""
+SPARE_DESCRIPTORS = 64
+LINGER_SECS = 0.05
+Clock = Callable[[], int]
+
+
+class Http2Transport:
+    """Serves a `Service`; all methods are for other threads than the loop's own. Raises library.Unusable."""
+
+    def __init__(
+        self,
+        service: Service,
+        clock: Clock = time.monotonic_ns,
+        limits: Limits | None = None,
+        tls: Tls | None = None,
+    ) -> None:
+        library.check()
+        limits = limits or Limits()
+        self._service = service
+        self._tls = None if tls is None else tls.context()
+        self._listeners: dict[int, socket.socket] = {}
+        self._connections: dict[int, Connection] = {}
+        self._poll = epoll()
+        self._wake_in, self._wake_out = socket.socketpair()
+        for end in (self._wake_in, self._wake_out):
+            end.setblocking(False)
+        self._poll.register(self._wake_out, EPOLLIN)
+        self._shared = Shared(service.routes(), limits, clock, self._wake)
+        self._most = min(limits.connections, _descriptors() - SPARE_DESCRIPTORS)
+        self._paused = False
+        self._drained: threading.Event | None = None
+        self._stop_at_ns: int | None = None
+        self._unix: Path | None = None
+        self._thread = threading.Thread(target=self._run, name="rpc", daemon=True)
+
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
+
+    @property
+    def in_flight(self) -> int:
+        """Unary calls begun and not yet ended."""
+        return self._shared.in_flight
+
+    def start(self, address: str, port: int) -> int:
+        """Listen on an IP address, a host name or `unix:/path`; returns the port. Raises OSError."""
+        for listener in self._listen(address, port):
+            listener.setblocking(False)
+            self._listeners[listener.fileno()] = listener
+            self._poll.register(listener, EPOLLIN)
+        self._thread.start()
+        first = next(iter(self._listeners.values()))
+        return 0 if self._unix else int(first.getsockname()[1])
+
+    def drain(self, timeout: float) -> bool:
+        """Refuse new inferences, wait for the accepted ones; False if `timeout` seconds were not enough."""
+        self._service.begin_drain()
+        drained = threading.Event()
+
+        def begin() -> None:
+            self._drained = drained
+            for connection in list(self._connections.values()):
+                connection.go_away(final=False)
+
+        self._shared.post(begin)
+        if not drained.wait(timeout):
+            return False
+        # what is on its way here is still told to go elsewhere
+        before = -1
+        while before != self._shared.arrived:
+            before = self._shared.arrived
+            time.sleep(LINGER_SECS)
+        return True
+
+    def stop(self, grace: float = 1.0) -> None:
+        """Close the listener and, after `grace` seconds at most, what is still open."""
+        self._service.begin_drain()
+        self._service.health.end()
+
+        def begin() -> None:
+            self._close_listeners()
+            self._stop_at_ns = self._shared.clock() + int(grace * 1e9)
+            for connection in list(self._connections.values()):
+                connection.go_away(final=True)
+
+        self._shared.post(begin)
+        if self._thread.is_alive():
+            self._thread.join()
+        else:
+            self._close_listeners()
+        self._shared.waiters.shutdown(wait=False, cancel_futures=True)
+        self._shared.decoders.shutdown(wait=False, cancel_futures=True)
+        self._poll.close()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    def _listen(self, address: str, port: int) -> list[socket.socket]:
+        if address.startswith("unix:"):
+            path = Path(address.removeprefix("unix:"))
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            listener.bind(str(path))
+            listener.listen(1024)
+            self._unix = path
+            return [listener]
+        family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return [socket.create_server(where[:2], family=family, backlog=1024)]
+
+    def _close_listeners(self) -> None:
+        for descriptor, listener in self._listeners.items():
+            if not self._paused:
+                self._poll.unregister(descriptor)
+            listener.close()
+        self._listeners.clear()
+        if self._unix is not None:
+            self._unix.unlink(missing_ok=True)
+
+    # --- the loop ---
+
+    def _run(self) -> None:
+        shared = self._shared
+        shared.thread = threading.get_ident()
+        sweep_ns = 0
+        while not self._over():
+            ready = self._poll.poll(self._timeout())
+            now = shared.now_ns = shared.clock()
+            for descriptor, mask in ready:
+                connection = self._connections.get(descriptor)
+                if connection is not None:
+                    connection.on_ready(mask != EPOLLOUT)
+                elif descriptor in self._listeners:
+                    self._accept(self._listeners[descriptor])
+                else:
+                    self._wake_out.recv(64)
+            shared.deliver()
+            self._service.release()
+            shared.timers.run(now)
+            if now >= sweep_ns:
+                sweep_ns = now + SWEEP_NS
+                for connection in list(self._connections.values()):
+                    connection.sweep(now)
+            while shared.touched:
+                shared.touched.popitem()[0].flush()
+            if self._drained is not None and not shared.in_flight:
+                self._drained.set()
+        for connection in list(self._connections.values()):
+            connection.close()
+
+    def _over(self) -> bool:
+        at = self._stop_at_ns
+        return at is not None and (not self._connections or self._shared.clock() >= at)
+
+    def _timeout(self) -> float:
+        """Seconds until there is something to do without any event."""
+        soonest = self._shared.timers.next_ns()
+        if self._stop_at_ns is not None:
+            soonest = self._stop_at_ns if soonest is None else min(soonest, self._stop_at_ns)
+        if soonest is None:
+            return 1.0
+        return min(1.0, max(0.0, (soonest - self._shared.clock()) / 1e9))
+
+    def _wake(self) -> None:
+        try:
+            self._wake_in.send(b"\0")
+        except OSError:  # full: it will wake; closed: nobody has to
+            return
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPTS):
+            if len(self._connections) >= self._most:
+                self._pause(f"{self._most} connections are open, no more are accepted until some leave")
+                return
+            try:
+                sock, _ = listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionError:  # gone before it was accepted
+                continue
+            except OSError as error:
+                self._pause(f"no connection can be accepted: {error.strerror}")
+                return
+            self._welcome(sock)
+
+    def _welcome(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._tls is not None:
+            sock = self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        connection = Connection(sock, self._shared, self._interest, self._closed)
+        self._connections[connection.descriptor] = connection
+        self._poll.register(connection.descriptor, EPOLLIN)
+
+    def _interest(self, descriptor: int, writable: bool) -> None:
+        self._poll.modify(descriptor, EPOLLIN | (EPOLLOUT if writable else 0))
+
+    def _closed(self, connection: Connection) -> None:
+        self._poll.unregister(connection.descriptor)
+        del self._connections[connection.descriptor]
+        if self._paused and len(self._connections) < self._most:
+            self._resume()
+
+    def _pause(self, why: str) -> None:
+        log.warning(why)
+        self._paused = True
+        for descriptor in self._listeners:
+            self._poll.unregister(descriptor)
+        self._shared.timers.add(self._shared.clock() + 10**9, self._resume)
+
+    def _resume(self) -> None:
+        if self._paused and len(self._connections) < self._most:
+            self._paused = False
+            for descriptor in self._listeners:
+                self._poll.register(descriptor, EPOLLIN)
+        elif self._paused:
+            self._shared.timers.add(self._shared.clock() + 10**9, self._resume)
+
+
+def _descriptors() -> int:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 20 if soft == resource.RLIM_INFINITY else soft
