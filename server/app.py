@@ -17,6 +17,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
+from server import memory
 from server.catalog import Catalog
 from server.errors import ServerError
 from server.loading import EntryLoader
@@ -113,6 +114,7 @@ class Server:
 
 def run(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT; a second one ends at once. Returns the exit status."""
+    memory.keep_freed()
     asked = threading.Event()
     woken = threading.Event()  # asked to end, or started
 
@@ -139,6 +141,7 @@ def run(settings: Settings) -> int:
             server.stop()
             return FAILED_TO_LOAD
         server.show(began.failed)
+        memory.freeze()
         asked.wait()
     status = 0 if server.stop() else CUT_OFF
     if server.catalog.loading:

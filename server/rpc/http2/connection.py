@@ -17,10 +17,10 @@ from server.rpc.http2 import framing, library
 from server.rpc.http2.calls import StreamCall, UnaryCall
 from server.rpc.http2.framing import Headers
 from server.rpc.http2.library import DataReceived, RequestReceived
+from server.rpc.http2.outgoing import SLICE_BYTES, Outgoing
 from server.rpc.http2.shared import Shared
 from server.rpc.status import Code, code_of, text_of
 
-READ_BYTES = 1 << 18
 WRITE_BYTES = 1 << 18
 """Bytes of one system call; more at once would be copied again when the socket takes only part of them."""
 _WAIT = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, InterruptedError)
@@ -48,6 +48,8 @@ class Connection:
         self._on_closed = on_closed
         self._unsent: memoryview | None = None
         self._blocked = False
+        self._outbox: dict[int, Outgoing] = {}
+        """What the library has not been given yet, by stream."""
         self._resets: list[int] = []
         """Streams to be reset once what ends them has gone out, because their client still sends."""
         self._owed = 0
@@ -70,21 +72,22 @@ class Connection:
     def on_ready(self, readable: bool) -> None:
         if self._shaking and not self._shake():
             return
-        self.shared.touched[self] = None
+        shared = self.shared
+        shared.touched[self] = None
         if not readable:
             return
         while self.open:
             try:
-                data = self._socket.recv(READ_BYTES)
+                size = self._socket.recv_into(shared.inbox)
             except _WAIT:
                 return
             except OSError:
                 self.close()
                 return
-            if not data:
+            if not size:
                 self.close()
                 return
-            self._receive(data)
+            self._receive(shared.inbox[:size])
             # TLS may hold what epoll does not know of; a plain socket is asked again when others have had their turn
             if not self._tls:
                 return
@@ -100,11 +103,11 @@ class Connection:
             self._resets.clear()
             self._write()
         if self._owed:
-            left = self._http2.queued_body_size()
+            left = self._waiting()
             if left < self._owed:
                 self.shared.buffered -= self._owed - left
                 self._owed = left
-        if self._ending and self._unsent is None and self.open and not self.calls:
+        if self._ending and self._unsent is None and self.open and not self.calls and not self._outbox:
             self.close()
 
     def sweep(self, now_ns: int) -> None:
@@ -118,7 +121,7 @@ class Connection:
         for call in [c for c in self.calls.values() if c.since_ns is not None and c.since_ns < late]:
             call.too_slow()
             self.shared.touched[self] = None
-        left = self._http2.queued_body_size() + (0 if self._unsent is None else len(self._unsent))
+        left = self._waiting() + (0 if self._unsent is None else len(self._unsent))
         if not left or left != self._left:
             self.stalled_ns = None
         if left and self.stalled_ns is None:
@@ -170,10 +173,11 @@ class Connection:
     def answer(self, stream: int, first: Headers | None, parts: tuple[Buffer, ...], trailers: Headers) -> None:
         """A whole answer and its status."""
         self.send(stream, first, parts)
-        try:
-            self._http2.send_trailers(stream, trailers)
-        except library.Http2Error:  # the stream went in the same turn
+        if (outgoing := self._outbox.get(stream)) is not None:
+            outgoing.trailers = trailers
             return
+        with contextlib.suppress(library.Http2Error):  # the stream went in the same turn
+            self._http2.send_trailers(stream, trailers)
 
     def send(self, stream: int, first: Headers | None, parts: tuple[Buffer, ...]) -> int:
         """One message; returns the bytes of the stream that wait to be taken by the client."""
@@ -184,15 +188,16 @@ class Connection:
         try:
             if first is not None:
                 http2.send_response(stream, first)
-            for part in parts:
-                http2.send_data(stream, part)
+            if len(parts) == 1 and not self._outbox:
+                http2.send_data(stream, parts[0])
+                return http2.queued_body_size(stream)
         except library.Http2Error:
             return 0
-        if len(parts) > 1:
-            size = framing.size_of(parts)
-            self._owed += size
-            self.shared.buffered += size
-        return http2.queued_body_size(stream)
+        outgoing = self._outbox.setdefault(stream, Outgoing())
+        size = outgoing.add(parts)
+        self._owed += size
+        self.shared.buffered += size
+        return outgoing.size + http2.queued_body_size(stream)
 
     def end(self, stream: int, first: Headers | None, trailers: Headers) -> None:
         """A status, alone (`first` and it in one block) or behind what has been sent."""
@@ -200,6 +205,9 @@ class Connection:
         try:
             if first is not None:
                 self._http2.send_response(stream, [*first, *trailers], end_stream=True)
+            elif (outgoing := self._outbox.get(stream)) is not None:
+                outgoing.trailers = trailers
+                return
             else:
                 self._http2.send_trailers(stream, trailers)
         except library.Http2Error:
@@ -207,10 +215,9 @@ class Connection:
         self._resets.append(stream)
 
     def reset(self, stream: int) -> None:
-        try:
+        self._outbox.pop(stream, None)
+        with contextlib.suppress(library.Http2Error):
             self._http2.reset_stream(stream, library.CANCEL)
-        except library.Http2Error:
-            return
 
     def forget(self, stream: int) -> None:
         self.calls.pop(stream, None)
@@ -238,7 +245,7 @@ class Connection:
         self._on_interest(self.descriptor, False)
         return True
 
-    def _receive(self, data: bytes) -> None:
+    def _receive(self, data: memoryview) -> None:
         http2 = self._http2
         self.heard_ns = self.shared.now_ns
         self._pinged = False
@@ -293,6 +300,7 @@ class Connection:
                 if (call := self.calls.get(event.stream_id)) is not None:
                     call.receive(b"", True)
             case library.StreamReset() | library.StreamClosed():
+                self._outbox.pop(event.stream_id, None)
                 if (call := self.calls.get(event.stream_id)) is not None:
                     call.cancel()
             case library.SettingsReceived():
@@ -319,19 +327,36 @@ class Connection:
             self._write()
         self.close()
 
+    def _waiting(self) -> int:
+        """Bytes of answers that the client has not let us send."""
+        return self._http2.queued_body_size() + sum(outgoing.size for outgoing in self._outbox.values())
+
+    def _top_up(self) -> None:
+        """Give the library more of each large answer: a slice at a time, since it copies what it is given."""
+        http2 = self._http2
+        for stream, outgoing in list(self._outbox.items()):
+            try:
+                while outgoing.size and http2.queued_body_size(stream) < SLICE_BYTES:
+                    http2.send_data(stream, outgoing.take())
+                if not outgoing.size:
+                    del self._outbox[stream]
+                    if outgoing.trailers is not None:
+                        http2.send_trailers(stream, outgoing.trailers)
+            except library.Http2Error:  # the stream is gone
+                self._outbox.pop(stream, None)
+
     def _write(self) -> None:
         try:
             while True:
                 if self._unsent is None:
+                    if self._outbox:
+                        self._top_up()
                     data = self._http2.data_to_send(WRITE_BYTES)
                     if not data:
                         break
                     self._unsent = memoryview(data)
-                size = len(self._unsent)
                 sent = self._socket.send(self._unsent)
-                self._unsent = self._unsent[sent:] if sent < size else None
-                if self._unsent is None and size < WRITE_BYTES:
-                    break
+                self._unsent = self._unsent[sent:] if sent < len(self._unsent) else None
         except _WAIT:
             if not self._blocked:
                 self._blocked = True

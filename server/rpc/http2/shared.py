@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Clock = Callable[[], int]
 HEADS_KEPT = 1024
+READ_BYTES = 1 << 18
+"""Of one system call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class Shared:
         self.limits = limits
         self.clock = clock
         self.timers = Timers()
+        self.inbox = memoryview(bytearray(READ_BYTES))
+        """What a socket has just given; the library copies what it keeps."""
         self.now_ns = clock()
         """When the loop's present round began."""
         self.touched: dict[Connection, None] = {}
