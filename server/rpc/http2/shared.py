@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from server.errors import InvalidRequest, ServerError, Unsupported
+from server.logs import log
 from server.rpc.call import Refused, Route, Routes
 from server.rpc.http2 import framing
 from server.rpc.http2.framing import Headers
@@ -79,7 +80,10 @@ class Shared:
         self._woken = False
         mail = self._mail
         while mail:
-            mail.popleft()()
+            try:
+                mail.popleft()()
+            except Exception as error:  # noqa: BLE001  one call must not end all
+                log.defect("an answer was lost", error)
 
     @property
     def on_loop(self) -> bool:

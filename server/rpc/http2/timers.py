@@ -6,6 +6,8 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from itertools import count
 
+from server.logs import log
+
 
 class Timer:
     """`action` is emptied when it is no longer wanted, so that the heap keeps nothing alive."""
@@ -52,4 +54,7 @@ class Timers:
         while heap and heap[0][0] <= now_ns:
             action = heappop(heap)[2].action
             if action is not None:
-                action()
+                try:
+                    action()
+                except Exception as error:  # noqa: BLE001  one call must not end all
+                    log.defect("a deadline could not be kept", error)

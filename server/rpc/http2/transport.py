@@ -149,28 +149,55 @@ class Http2Transport:
         sweep_ns = 0
         while not self._over():
             ready = self._poll.poll(self._timeout())
-            now = shared.now_ns = shared.clock()
-            for descriptor, mask in ready:
-                connection = self._connections.get(descriptor)
-                if connection is not None:
-                    connection.on_ready(mask != EPOLLOUT)
-                elif descriptor in self._listeners:
-                    self._accept(self._listeners[descriptor])
-                else:
-                    self._wake_out.recv(64)
+            shared.now_ns = shared.clock()
+            self._read(ready)
             shared.deliver()
             self._service.release()
-            shared.timers.run(now)
-            if now >= sweep_ns:
-                sweep_ns = now + SWEEP_NS
-                for connection in list(self._connections.values()):
-                    connection.sweep(now)
-            while shared.touched:
-                shared.touched.popitem()[0].flush()
+            shared.timers.run(shared.now_ns)
+            if shared.now_ns >= sweep_ns:
+                sweep_ns = shared.now_ns + SWEEP_NS
+                self._sweep()
+            self._send()
             if self._drained is not None and not shared.in_flight:
                 self._drained.set()
         for connection in list(self._connections.values()):
             connection.close()
+
+    def _read(self, ready: list[tuple[int, int]]) -> None:
+        for descriptor, mask in ready:
+            connection = self._connections.get(descriptor)
+            if connection is not None:
+                try:
+                    connection.on_ready(mask != EPOLLOUT)
+                except Exception as error:  # noqa: BLE001  one connection must not end all
+                    self._broken(connection, error)
+            elif descriptor in self._listeners:
+                self._accept(self._listeners[descriptor])
+            else:
+                self._wake_out.recv(64)
+
+    def _send(self) -> None:
+        touched = self._shared.touched
+        while touched:
+            connection = touched.popitem()[0]
+            try:
+                connection.flush()
+            except Exception as error:  # noqa: BLE001  as in `_read`
+                self._broken(connection, error)
+
+    def _sweep(self) -> None:
+        for connection in list(self._connections.values()):
+            try:
+                connection.sweep(self._shared.now_ns)
+            except Exception as error:  # noqa: BLE001  as in `_read`
+                self._broken(connection, error)
+
+    def _broken(self, connection: Connection, error: Exception) -> None:
+        if not isinstance(error, library.Http2Error):
+            log.defect("a connection was closed", error)
+        elif log.is_verbose:
+            log.verbose("a connection broke the protocol", reason=error)
+        connection.close()
 
     def _over(self) -> bool:
         at = self._stop_at_ns
