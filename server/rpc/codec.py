@@ -10,11 +10,12 @@ bytes that are really there.
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
+from google.protobuf.message import DecodeError, Message
 
 from protos.datatypes import BY_NAME, Datatype
 from protos.model_config import ModelConfig
@@ -22,15 +23,18 @@ from protos.wire import service
 from server import validate
 from server.errors import InvalidRequest, Unsupported
 from server.request import InferRequest, Parameter, RequestedOutput, Response, Tensor, prefixed
+from server.rpc import tensors
+from server.rpc.call import Answer, Buffer
+from server.rpc.infer_wire import ID, MAX_BYTES, RAW_OUTPUT, prefix
 
+M = TypeVar("M", bound=Message)
 Array = np.ndarray[Any, Any]
 
 MAX_RANK = 64
 """numpy's own limit."""
-MAX_BYTES = (1 << 31) - 1
-"""Of one message: gRPC's limit, and protobuf's."""
+LARGE = 1 << 16
+"""Bytes from which on an answer's tensor is sent as it lies; smaller ones are cheaper to copy than to send apart."""
 FINAL_RESPONSE = "triton_enable_empty_final_response"
-_LENGTH = struct.Struct("<I")
 _CONTENTS = (
     "bool_contents", "int_contents", "int64_contents", "uint_contents", "uint64_contents", "fp32_contents",
     "fp64_contents", "bytes_contents",
@@ -39,6 +43,14 @@ _CONTENTS_TYPE = {
     "bool_contents": "BOOL", "int_contents": "INT32", "int64_contents": "INT64", "uint_contents": "UINT32",
     "uint64_contents": "UINT64", "fp32_contents": "FP32", "fp64_contents": "FP64", "bytes_contents": "BYTES",
 }  # fmt: skip
+
+
+def parse(cls: type[M], body: Buffer) -> M:
+    """A message of any RPC. Raises InvalidRequest."""
+    try:
+        return cls.FromString(body)  # type: ignore[arg-type]  # any buffer will do
+    except (DecodeError, UnicodeDecodeError):
+        raise InvalidRequest(f"request is not a valid {cls.DESCRIPTOR.full_name} message") from None
 
 
 class DataError(InvalidRequest):
@@ -148,10 +160,6 @@ def _outputs(given: Iterable[service.ModelInferRequest.InferRequestedOutputTenso
 # --- inputs ---------------------------------------------------------------------------------------------------------
 
 
-class _MismatchError(Exception):
-    """Bytes against declaration; becomes the DataError."""
-
-
 class _Decoder:
     """Walks the inputs of one message; `mismatch` is the first contradiction between bytes and declaration."""
 
@@ -188,9 +196,9 @@ class _Decoder:
                 if typed:
                     array = self._typed(tensor, datatype, shape)
                 else:
-                    array = self._raw(name, raws[used], datatype, shape)
+                    array = tensors.unpack(name, self._config.name, raws[used], datatype, shape)
                     used += 1
-            except _MismatchError as mismatch:
+            except tensors.MismatchError as mismatch:
                 self.mismatch = self.mismatch or str(mismatch)
                 used += not typed
                 # takes no memory, whatever the shape says
@@ -235,49 +243,6 @@ class _Decoder:
             )
         return shape
 
-    def _raw(self, name: str, raw: bytes, datatype: Datatype, shape: tuple[int, ...]) -> Array:
-        count = math.prod(shape)
-        if datatype.name == "BYTES":
-            return _object_array(self._elements(name, raw, count), shape)
-        self._compare(name, count * datatype.itemsize, len(raw))
-        if not count:
-            return np.empty(shape, datatype.numpy)
-        if datatype.name == "BOOL":
-            # a bool that is neither 0 nor 1 would be undefined behaviour in compiled code further on
-            return np.not_equal(np.frombuffer(raw, np.uint8), 0).reshape(shape)
-        flat: Array = np.frombuffer(raw, datatype.numpy)
-        return flat.reshape(shape)
-
-    def _compare(self, name: str, expected: int, got: int) -> None:
-        if expected != got:
-            raise _MismatchError(validate.byte_size_mismatch(name, self._config.name, expected, got))
-
-    def _compare_elements(self, name: str, expected: int, got: int) -> None:
-        if got > expected:
-            raise _MismatchError(validate.string_count_exceeded(name, self._config.name, expected))
-        if got < expected:
-            raise _MismatchError(validate.string_count_mismatch(name, self._config.name, expected, got))
-
-    def _elements(self, name: str, raw: bytes, count: int) -> list[bytes]:
-        """Elements of a BYTES tensor, each a length (4 bytes, little-endian) and its bytes; one pass."""
-        model = self._config.name
-        elements: list[bytes] = []
-        at, end = 0, len(raw)
-        unpack = _LENGTH.unpack_from
-        while at < end:
-            if len(elements) >= count:
-                self._compare_elements(name, count, len(elements) + 1)
-            if end - at < 4:
-                raise _MismatchError(validate.string_length_incomplete(name, model, end - at))
-            length = unpack(raw, at)[0]
-            at += 4
-            if length > end - at:
-                raise _MismatchError(validate.string_data_incomplete(name, model, length, end - at))
-            elements.append(raw[at : at + length])
-            at += length
-        self._compare_elements(name, count, len(elements))
-        return elements
-
     def _typed(
         self, tensor: service.ModelInferRequest.InferInputTensor, datatype: Datatype, shape: tuple[int, ...]
     ) -> Array:
@@ -292,9 +257,9 @@ class _Decoder:
         values = getattr(tensor.contents, filled[0]) if filled else ()
         count = math.prod(shape)
         if datatype.name == "BYTES":
-            self._compare_elements(tensor.name, count, len(values))
-            return _object_array(list(values), shape)
-        self._compare(tensor.name, count * datatype.itemsize, len(values) * datatype.itemsize)
+            tensors.compare_elements(tensor.name, self._config.name, count, len(values))
+            return tensors.object_array(list(values), shape)
+        tensors.compare(tensor.name, self._config.name, count * datatype.itemsize, len(values) * datatype.itemsize)
         if not count:
             return np.empty(shape, datatype.numpy)
         # narrow types travel in 32 bits; their low bits count, as in Triton
@@ -307,56 +272,65 @@ _WIDE: dict[str, type[np.generic]] = {
 }  # fmt: skip
 
 
-def _object_array(elements: list[bytes], shape: tuple[int, ...]) -> Array:
-    array = np.empty(len(elements), object)
-    array[:] = elements
-    return array.reshape(shape)
-
-
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
-def encode(name: str, version: int, request_id: str, response: Response) -> bytes:
-    """A serialised ModelInferResponse; tensors always raw, as Triton's. Raises InvalidRequest where it is too large."""
-    message = service.ModelInferResponse(model_name=name, model_version=str(version), id=request_id)
-    size = 0
-    for tensor in response.outputs:
-        message.outputs.add(name=tensor.name, datatype=tensor.datatype.name, shape=tensor.array.shape)
-        raw = pack(tensor)
-        size += len(raw)
-        if size > MAX_BYTES:
-            _too_large(size)
-        message.raw_output_contents.append(raw)
-    for key, value in response.parameters.items():
-        _FIELDS[type(value)](message.parameters[key], value)
-    size = message.ByteSize()
+def encode(name: str, version: int, request_id: str, response: Response) -> Answer:
+    """A serialised ModelInferResponse; tensors always raw, as Triton's. Raises InvalidRequest where it is too large.
+
+    With a tensor of LARGE bytes or more it comes in parts, and that one is a view: its array must not change any more.
+    """
+    outputs = response.outputs
+    frame = _frame(name, version, tuple([(o.name, o.datatype.name, o.array.shape) for o in outputs]))
+    parts: list[Buffer] = [frame.start]
+    if request_id:
+        text = request_id.encode()
+        parts += (prefix(ID, len(text)), text)
+    if response.parameters:
+        parts.append(_serialised(response.parameters))
+    parts.append(frame.outputs)
+    large = False
+    for tensor, before in zip(outputs, frame.prefixes, strict=True):
+        if before is not None and tensor.array.nbytes >= LARGE:
+            large = True
+            # as bytes, since not all of numpy's types may be had as a memoryview
+            parts += (before, np.ascontiguousarray(tensor.array).reshape(-1).view(np.uint8).data)
+        else:
+            raw = tensors.pack(tensor)
+            parts += (before or prefix(RAW_OUTPUT, len(raw)), raw)
+    size = sum(map(len, parts))
     if size > MAX_BYTES:
-        _too_large(size)
+        raise InvalidRequest(f"Response has byte size {size} which exceeds gRPC's byte size limit {MAX_BYTES}.")
+    return parts if large else b"".join(parts)
+
+
+class _Frame(NamedTuple):
+    """What in a ModelInferResponse depends on neither the request's id nor the tensors' bytes."""
+
+    start: bytes
+    """All before the id."""
+    outputs: bytes
+    prefixes: tuple[bytes | None, ...]
+    """What stands before the bytes of each tensor; None for BYTES, whose length differs from answer to answer."""
+
+
+@lru_cache(maxsize=1024)
+def _frame(name: str, version: int, outputs: tuple[tuple[str, str, tuple[int, ...]], ...]) -> _Frame:
+    message = service.ModelInferResponse()
+    prefixes: list[bytes | None] = []
+    for output, datatype, shape in outputs:
+        message.outputs.add(name=output, datatype=datatype, shape=shape)
+        itemsize = BY_NAME[datatype].itemsize
+        prefixes.append(prefix(RAW_OUTPUT, math.prod(shape) * itemsize) if itemsize else None)
+    start = service.ModelInferResponse(model_name=name, model_version=str(version))
+    return _Frame(start.SerializeToString(), message.SerializeToString(), tuple(prefixes))
+
+
+def _serialised(parameters: Mapping[str, Parameter]) -> bytes:
+    message = service.ModelInferResponse()
+    for key, value in parameters.items():
+        setattr(message.parameters[key], _FIELDS[type(value)], value)
     return message.SerializeToString()
 
 
-def _too_large(size: int) -> NoReturn:
-    raise InvalidRequest(f"Response has byte size {size} which exceeds gRPC's byte size limit {MAX_BYTES}.")
-
-
-def pack(tensor: Tensor) -> bytes:
-    """A tensor's raw contents, row-major and little-endian."""
-    if tensor.datatype.name != "BYTES":
-        return tensor.array.tobytes()
-    parts: list[bytes] = []
-    for element in tensor.array.ravel():
-        data = element if isinstance(element, bytes) else str(element).encode()
-        parts += (_LENGTH.pack(len(data)), data)
-    return b"".join(parts)
-
-
-def _set(field: str) -> Callable[[service.InferParameter, Any], None]:
-    return lambda parameter, value: setattr(parameter, field, value)
-
-
-_FIELDS: dict[type, Callable[[service.InferParameter, Any], None]] = {
-    bool: _set("bool_param"),
-    int: _set("int64_param"),
-    float: _set("double_param"),
-    str: _set("string_param"),
-}
+_FIELDS: dict[type, str] = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -19,7 +20,8 @@ from protos.model_config import ModelConfig, TensorSpec
 from protos.wire import service
 from server.errors import InvalidRequest, ServerError, Unsupported
 from server.request import InferRequest, Response, Tensor
-from server.rpc import codec
+from server.rpc import codec, tensors
+from server.rpc.call import Answer
 
 FP32 = BY_NAME["FP32"]
 CONFIG = ModelConfig("m", 8, (TensorSpec("x", FP32, (-1,)),), (TensorSpec("y", FP32, (-1,)),), backend="fake")
@@ -54,6 +56,10 @@ def arrays(datatype: Datatype) -> st.SearchStrategy[np.ndarray[Any, Any]]:
     return hnp.arrays(datatype.numpy, shapes)
 
 
+def joined(answer: Answer) -> bytes:
+    return answer if isinstance(answer, bytes) else b"".join(answer)
+
+
 def same(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
     if a.dtype == object:
         return a.shape == b.shape and a.ravel().tolist() == b.ravel().tolist()
@@ -65,7 +71,7 @@ def same(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
 @pytest.mark.parametrize("datatype", DATATYPES, ids=lambda d: d.name)
 def test_raw_contents_of_every_datatype_come_back_as_sent(datatype: Datatype, data: st.DataObject) -> None:
     array = data.draw(arrays(datatype))
-    raw = codec.pack(Tensor("x", datatype, array))
+    raw = tensors.pack(Tensor("x", datatype, array))
     found = decode(request_of(datatype.name, array.shape, raw)).inputs[0]
     assert found.datatype is datatype
     assert same(found.array, array)
@@ -106,7 +112,7 @@ def test_raw_numbers_are_not_copied_once_more() -> None:
 def test_an_answer_reads_the_same_with_the_stock_client(datatype: Datatype, data: st.DataObject) -> None:
     array = data.draw(arrays(datatype).filter(lambda a: a.size > 0))
     response = Response((Tensor("y", datatype, array),), {"n": 1, "f": 0.5, "b": True, "s": "t"})
-    body = codec.encode("m", 3, "id", response)
+    body = joined(codec.encode("m", 3, "id", response))
     result = triton.InferResult(triton.service_pb2.ModelInferResponse.FromString(body))
     message = result.get_response()
     assert (message.model_name, message.model_version, message.id) == ("m", "3", "id")
@@ -116,6 +122,65 @@ def test_an_answer_reads_the_same_with_the_stock_client(datatype: Datatype, data
         found = result.as_numpy("y")
         assert found is not None
         assert same(found.astype(array.dtype, copy=False), array)
+
+
+def whole(name: str, version: int, request_id: str, response: Response) -> Any:
+    """The answer as protobuf's own message, put together field by field."""
+    kinds = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
+    return service.ModelInferResponse(
+        model_name=name,
+        model_version=str(version),
+        id=request_id,
+        parameters={k: service.InferParameter(**{kinds[type(v)]: v}) for k, v in response.parameters.items()},
+        outputs=[
+            service.ModelInferResponse.InferOutputTensor(name=t.name, datatype=t.datatype.name, shape=t.array.shape)
+            for t in response.outputs
+        ],
+        raw_output_contents=[tensors.pack(t) for t in response.outputs],
+    )
+
+
+parameters = st.dictionaries(
+    st.text(max_size=3), st.one_of(st.booleans(), st.integers(-(1 << 63), (1 << 63) - 1), st.floats(), st.text())
+)
+outputs = st.lists(
+    st.tuples(st.text(max_size=3), st.sampled_from(DATATYPES)).flatmap(
+        lambda made: arrays(made[1]).map(lambda array: Tensor(made[0], made[1], array))
+    ),
+    max_size=3,
+)
+
+
+@settings(max_examples=300)
+@given(st.text(max_size=3), st.integers(0, 1 << 62), st.text(), outputs, parameters, st.sampled_from([1, 8, 1 << 16]))
+def test_an_answer_is_the_message_that_protobuf_would_write(
+    name: str, version: int, request_id: str, outputs: list[Tensor], parameters: dict[str, Any], large: int
+) -> None:
+    response = Response(tuple(outputs), parameters)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "LARGE", large)
+        for _ in range(2):
+            body = joined(codec.encode(name, version, request_id, response))
+            assert service.ModelInferResponse.FromString(body).SerializeToString(deterministic=True) == whole(
+                name, version, request_id, response
+            ).SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize(
+    "layout", [lambda a: a, lambda a: a[1:], lambda a: a[:, ::2], lambda a: a.T, lambda a: a[0, 0]]
+)
+def test_tensors_in_any_layout_are_sent_row_by_row(layout: Callable[[Any], Any]) -> None:
+    array = layout(np.random.default_rng(0).random((4, 4, 1 << 13), np.float32))
+    answer = codec.encode("m", 1, "", Response((Tensor("y", FP32, array),)))
+    assert isinstance(answer, list) == (array.nbytes >= codec.LARGE)
+    assert service.ModelInferResponse.FromString(joined(answer)).raw_output_contents[0] == array.tobytes()
+
+
+def test_a_large_tensor_is_not_copied_into_the_answer() -> None:
+    array = np.zeros((1, codec.LARGE), np.uint8)
+    small = Tensor("s", FP32, np.ones(1, np.float32))
+    parts = codec.encode("m", 1, "", Response((small, Tensor("y", BY_NAME["UINT8"], array), small)))
+    assert [np.shares_memory(np.frombuffer(part, np.uint8), array) for part in parts].count(True) == 1
 
 
 CASES: list[tuple[str, Callable[[], Any], str]] = [
@@ -264,8 +329,13 @@ def test_shared_memory_is_refused_clearly(where: str) -> None:
 
 def test_a_response_beyond_grpc_s_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "MAX_BYTES", 100)
-    with pytest.raises(InvalidRequest, match=r"Response has byte size 400 which exceeds gRPC's byte size limit 100\."):
-        codec.encode("m", 1, "", Response((Tensor("y", FP32, np.zeros(100, np.float32)),)))
+    response = Response((Tensor("y", FP32, np.zeros(100, np.float32)),))
+    size = whole("m", 1, "id", response).ByteSize()
+    text = f"Response has byte size {size} which exceeds gRPC's byte size limit 100."
+    with pytest.raises(InvalidRequest, match=re.escape(text)):
+        codec.encode("m", 1, "id", response)
+    monkeypatch.setattr(codec, "MAX_BYTES", size)
+    assert len(codec.encode("m", 1, "id", response)) == size
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(-2, 1 << 62), max_size=4),
