@@ -11,7 +11,7 @@ from collections.abc import Callable
 from protos import autocomplete, card, repository
 from protos.model_config import ConfigError, ModelConfig
 from protos.repository import Entry
-from server import backends, classification, devices
+from server import backends, classification, devices, warmup
 from server.backends.base import LoadRequest
 from server.logs import log
 from server.model import Model
@@ -39,6 +39,7 @@ class EntryLoader:
         path = repository.model_file(entry, version)
         backend = backends.get(config.backend or config.platform)
         options = self._settings.backend_options(backend.name)
+        warmup_seconds = warmup.seconds(options.get("warmup"), backend.warmup_seconds)
         instances = devices.place(config, backend)
         session = backend.load(LoadRequest(path, config, instances, options, verified=found is not None))
         try:
@@ -52,6 +53,7 @@ class EntryLoader:
             model = Model(
                 entry.name, version, complete, session, instances, self._clock, self._settings.max_queue_size, labels
             )
+            model.warm_up(warmup_seconds)
         except BaseException:
             session.close()
             raise

@@ -38,6 +38,9 @@ _COUNTERS: tuple[tuple[str, str, Callable[[ModelStatistics], int]], ...] = (
      lambda s: s.compute_output.ns // 1000),
     ("demiglace_batch_retries", "Extra executions made to find the guilty request of a failed batch",
      lambda s: s.retries),
+    ("demiglace_padding_elements", "Elements that padding added to inputs", lambda s: s.padding_elements),
+    ("demiglace_padding_computed_elements", "Elements of inputs that can be padded, padding included",
+     lambda s: s.padding_computed),
 )  # fmt: skip
 
 _HISTOGRAMS: tuple[tuple[str, str, Callable[[ModelStatistics], Histogram]], ...] = (

@@ -20,6 +20,7 @@ from server.logs import log
 from server.request import InferRequest, OnDone, prefixed
 from server.statistics import Clock, ModelStatistics, Statistics
 from server.validate import Validator
+from server.warmup import warm_up
 
 DEFAULT_MAX_QUEUE_SIZE = 1024
 """Requests per priority level where neither model nor server says otherwise. Triton's default is no bound."""
@@ -55,10 +56,11 @@ class Model:
         self._statistics = Statistics()
         self.validator = Validator(name, config)
         batching = config.dynamic_batching
+        self._runner = Runner(name, session, Collator(name, config, labels), clock, self._statistics)
         self._scheduler = Scheduler(
             f"{name}/{version}",
             Queue(config.max_batch_size, batching, max_queue_size),
-            Runner(name, session, Collator(name, config, labels), clock, self._statistics),
+            self._runner,
             max(1, len(instances)),
             clock,
             self._statistics,
@@ -75,7 +77,11 @@ class Model:
     @property
     def threads(self) -> int:
         """Threads that one run of an instance may use; 0 where the backend does not say."""
-        return int(getattr(self._session, "threads", 0))
+        return self._session.threads
+
+    def warm_up(self, seconds: float) -> None:
+        """Make first runs here and now; before the first `submit`, and for at most about `seconds`."""
+        warm_up(self.config, self.validator, self._runner, len(self.instances), seconds)
 
     def submit(self, request: InferRequest, on_done: OnDone, hold: bool = False) -> None:
         """Have `request` answered. Never raises: whatever becomes of it arrives through `on_done`, exactly once, from

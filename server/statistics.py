@@ -1,7 +1,8 @@
 """What a model version has done: true counts and nanoseconds, as Triton's ModelStatistics counts them.
 
-One `Statistics` per model version is the owner; instance threads add to it once per batch under its one lock, and
-readers get frozen snapshots. What the RPC and the metrics page make of a snapshot is their business.
+One `Statistics` per model version is the owner; whoever runs a batch adds to it once, under its one lock, and readers
+get frozen snapshots. What the RPC and the metrics page make of a snapshot is their business. What a request costs here
+is two subtractions: latencies are kept as they are, and sorted into their buckets a thousand at a time, or when asked.
 
 How Triton counts (core: src/infer_stats.cc): `inference_count` is rows, `execution_count` runs of the model; every
 request of a batch is charged the whole batch's compute times, `batches` charges them once per run.
@@ -10,11 +11,12 @@ request of a batch is charged the whole batch's compute times, `batches` charges
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from threading import Lock
+
+import numpy as np
 
 from server.errors import Cancelled, DeadlineExceeded, Internal, ServerError, Unavailable
 from server.request import InferRequest
@@ -31,7 +33,9 @@ BOUNDS_US = (
 )  # fmt: skip
 """Upper bounds of the latency histograms, in microseconds, inclusive; one bucket more holds the rest."""
 
-_BOUNDS_NS = tuple(bound * 1000 for bound in BOUNDS_US)
+_BOUNDS_NS = np.array([bound * 1000 for bound in BOUNDS_US])
+_UNSORTED = 1024
+"""Latencies that are kept before they are sorted into buckets, which then takes some 100 µs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,10 @@ class ModelStatistics:
     queue_latency: Histogram
     retries: int
     """Extra runs made to find the guilty request of a batch that failed."""
+    padding_elements: int = 0
+    """Elements that padding added to the inputs that can be padded."""
+    padding_computed: int = 0
+    """All elements of those inputs that were run, padding included."""
     cache_hit: Duration = Duration()
     cache_miss: Duration = Duration()
 
@@ -111,21 +119,52 @@ def reason_of(error: ServerError) -> str:
 
 
 @dataclass(slots=True)
-class _Sum:
-    count: int = 0
-    ns: int = 0
+class _Latencies:
+    """Durations on their way into a histogram."""
 
-    def frozen(self) -> Duration:
-        return Duration(self.count, self.ns)
-
-
-@dataclass(slots=True)
-class _Buckets:
+    unsorted: list[int] = field(default_factory=list)
     counts: list[int] = field(default_factory=lambda: [0] * (len(_BOUNDS_NS) + 1))
     ns: int = 0
 
+    def sort(self) -> None:
+        if self.unsorted:
+            buckets = np.searchsorted(_BOUNDS_NS, self.unsorted)
+            for bucket, number in enumerate(np.bincount(buckets, minlength=len(self.counts)).tolist()):
+                self.counts[bucket] += number
+            self.ns += sum(self.unsorted)
+            self.unsorted.clear()
+
     def frozen(self) -> Histogram:
+        self.sort()
         return Histogram(tuple(self.counts), self.ns)
+
+
+@dataclass(slots=True)
+class _Runs:
+    """Sums over the runs of one batch size: the parts of each run, and the same once for each of its requests."""
+
+    runs: int = 0
+    requests: int = 0
+    input_ns: int = 0
+    infer_ns: int = 0
+    output_ns: int = 0
+    requests_input_ns: int = 0
+    requests_infer_ns: int = 0
+    requests_output_ns: int = 0
+
+    def add(self, requests: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
+        self.runs += 1
+        self.requests += requests
+        self.input_ns += input_ns
+        self.infer_ns += infer_ns
+        self.output_ns += output_ns
+        self.requests_input_ns += input_ns * requests
+        self.requests_infer_ns += infer_ns * requests
+        self.requests_output_ns += output_ns * requests
+
+    def frozen(self, batch_size: int) -> BatchStatistics:
+        parts = (Duration(self.runs, ns) for ns in (self.input_ns, self.infer_ns, self.output_ns))
+        return BatchStatistics(batch_size, *parts)
 
 
 class Statistics:
@@ -134,50 +173,40 @@ class Statistics:
     def __init__(self, wall: Clock = time.time_ns) -> None:
         self._wall = wall
         self._lock = Lock()
-        self._inferences = self._executions = self._last_ms = self._retries = 0
-        self._success, self._fail, self._queue = _Sum(), _Sum(), _Sum()
-        self._compute = (_Sum(), _Sum(), _Sum())
-        self._batches: dict[int, tuple[_Sum, _Sum, _Sum]] = {}
+        self._last_ms = self._retries = self._failed_ns = self._padding = self._computed = 0
+        self._runs: dict[int, _Runs] = {}
         self._failures = dict.fromkeys(REASONS, 0)
-        self._request_latency, self._queue_latency = _Buckets(), _Buckets()
+        self._total, self._queued = _Latencies(), _Latencies()
 
     def succeeded(self, requests: Sequence[InferRequest], rows: int, timing: Timing) -> None:
         """One run that answered all of `requests`."""
-        queued = [timing.start_ns - request.queued_ns for request in requests]
-        total = [timing.end_ns - request.arrived_ns for request in requests]
-        number = len(requests)
-        parts = (
-            timing.input_end_ns - timing.start_ns,
-            timing.infer_end_ns - timing.input_end_ns,
-            timing.end_ns - timing.infer_end_ns,
-        )
+        start, end = timing.start_ns, timing.end_ns
+        queued = [start - request.queued_ns for request in requests]
+        total = [end - request.arrived_ns for request in requests]
+        collated, ran = timing.input_end_ns, timing.infer_end_ns
         with self._lock:
-            self._inferences += rows
-            self._executions += 1
             self._last_ms = self._wall() // 1_000_000
-            self._success.count += number
-            self._success.ns += sum(total)
-            self._queue.count += number
-            self._queue.ns += sum(queued)
-            sums = self._batches.get(rows)
-            if sums is None:
-                sums = self._batches[rows] = (_Sum(), _Sum(), _Sum())
-            for per_request, per_run, ns in zip(self._compute, sums, parts, strict=True):
-                per_request.count += number
-                per_request.ns += ns * number
-                per_run.count += 1
-                per_run.ns += ns
-            for buckets, values in ((self._request_latency, total), (self._queue_latency, queued)):
-                for value in values:
-                    buckets.counts[bisect_left(_BOUNDS_NS, value)] += 1
-                    buckets.ns += value
+            runs = self._runs.get(rows)
+            if runs is None:
+                runs = self._runs[rows] = _Runs()
+            runs.add(len(requests), collated - start, ran - collated, end - ran)
+            self._queued.unsorted += queued
+            self._total.unsorted += total
+            if len(self._total.unsorted) >= _UNSORTED:
+                self._queued.sort()
+                self._total.sort()
 
     def failed(self, request: InferRequest, error: ServerError, now_ns: int) -> None:
         """One request that ended in an error, whatever the error."""
         with self._lock:
-            self._fail.count += 1
-            self._fail.ns += max(0, now_ns - request.arrived_ns)
+            self._failed_ns += max(0, now_ns - request.arrived_ns)
             self._failures[reason_of(error)] += 1
+
+    def padded(self, padding: int, computed: int) -> None:
+        """One batch whose inputs that can be padded had `computed` elements, `padding` of them added."""
+        with self._lock:
+            self._padding += padding
+            self._computed += computed
 
     def retried(self) -> None:
         with self._lock:
@@ -185,24 +214,25 @@ class Statistics:
 
     def snapshot(self) -> ModelStatistics:
         with self._lock:
-            compute_input, compute_infer, compute_output = (part.frozen() for part in self._compute)
-            batches = tuple(
-                BatchStatistics(size, *(part.frozen() for part in parts))
-                for size, parts in sorted(self._batches.items())
-            )
+            sizes = sorted(self._runs.items())
+            runs = [runs for _, runs in sizes]
+            total, queued = self._total.frozen(), self._queued.frozen()
+            requests = sum(r.requests for r in runs)
             return ModelStatistics(
-                inference_count=self._inferences,
-                execution_count=self._executions,
+                inference_count=sum(size * r.runs for size, r in sizes),
+                execution_count=sum(r.runs for r in runs),
                 last_inference_ms=self._last_ms,
-                success=self._success.frozen(),
-                fail=self._fail.frozen(),
-                queue=self._queue.frozen(),
-                compute_input=compute_input,
-                compute_infer=compute_infer,
-                compute_output=compute_output,
-                batches=batches,
+                success=Duration(requests, total.sum_ns),
+                fail=Duration(sum(self._failures.values()), self._failed_ns),
+                queue=Duration(requests, queued.sum_ns),
+                compute_input=Duration(requests, sum(r.requests_input_ns for r in runs)),
+                compute_infer=Duration(requests, sum(r.requests_infer_ns for r in runs)),
+                compute_output=Duration(requests, sum(r.requests_output_ns for r in runs)),
+                batches=tuple(r.frozen(size) for size, r in sizes),
                 failures=dict(self._failures),
-                request_latency=self._request_latency.frozen(),
-                queue_latency=self._queue_latency.frozen(),
+                request_latency=total,
+                queue_latency=queued,
                 retries=self._retries,
+                padding_elements=self._padding,
+                padding_computed=self._computed,
             )

@@ -15,7 +15,8 @@ import numpy as np
 
 from protos.model_config import ModelConfig, ModelIO
 
-Arrays = Mapping[str, np.ndarray[Any, Any]]
+Array = np.ndarray[Any, Any]
+Arrays = Mapping[str, Array]
 
 
 class BackendError(Exception):
@@ -26,7 +27,7 @@ class BackendError(Exception):
 class Batch:
     """What an instance runs: one array per input; where the model batches, `rows` is their first dimension.
 
-    Shapes and dtypes are the model's own (after `reshape`). A session must not keep or change the arrays.
+    Shapes and dtypes are the model's own (after `reshape`). A session must not change the arrays.
     """
 
     inputs: Arrays
@@ -63,7 +64,13 @@ class LoadRequest:
 
 
 class Session(Protocol):
-    """One loaded model, its weights shared by all instances of a device."""
+    """One loaded model, its weights shared by all instances of a device. Inherit from it for the defaults."""
+
+    threads: int = 0
+    """Threads that one run may use; 0: unknown."""
+    steady: bool = False
+    """Whether the time of a run depends on the shapes of its inputs alone, not on their values. Only then may the
+    thread that reads the sockets make short runs itself, since no client can make them long."""
 
     @property
     def io(self) -> ModelIO:
@@ -71,8 +78,16 @@ class Session(Protocol):
         ...
 
     def run(self, instance: int, batch: Batch) -> Arrays:
-        """Run one batch; called from one thread per instance, several at once. Raises BackendError."""
+        """Run one batch; for one instance once at a time, from any thread. Raises BackendError.
+
+        The arrays of `batch` are written to again after the run: neither keep them nor return views of them. What is
+        returned is handed on without a copy and must not be written to again.
+        """
         ...
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Uninitialised memory for batches: where the device likes it best."""
+        return np.empty(shape, dtype)
 
     def close(self) -> None:
         """Give back memory and devices; called once, after the last run."""
@@ -84,6 +99,8 @@ class Backend(Protocol):
     """As in `config.pbtxt`'s `backend`."""
     cpu_instances: int
     """How many instances a CPU group has when its count is 0 (Triton: 2 for onnxruntime, else 1)."""
+    warmup_seconds: float
+    """What the runs before a model's first request may take where the option `warmup` says nothing; 0: none."""
 
     def gpus(self) -> tuple[int, ...]:
         """Indices of the GPUs that this backend can use on this host; empty: none."""

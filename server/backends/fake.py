@@ -21,6 +21,7 @@
     drop_row_on = 15              # … return a row too few
     max_rows = 8                  # more rows than this raise BackendError, as a device out of memory does
     delay_ms = 5                  # what a run takes, however many rows: capacity is known
+    steady = true                 # short runs may be made by the thread that releases them
     gate = "closed"               # runs wait until `session.gate.open()`
     gate_file = "go"              # runs wait until a file of this name stands beside `model.fake`
     load_error = "text"           # loading fails
@@ -43,7 +44,7 @@ import numpy as np
 
 from protos.datatypes import BY_NAME
 from protos.model_config import ModelIO, TensorInfo
-from server.backends.base import Arrays, BackendError, Batch, LoadRequest
+from server.backends.base import Arrays, BackendError, Batch, LoadRequest, Session
 
 DEFAULT_MODEL_FILENAME = "model.fake"
 
@@ -54,6 +55,7 @@ _BEHAVIOUR: Mapping[str, type | tuple[type, ...]] = {
     "drop_row_on": (int, float, str),
     "max_rows": int,
     "delay_ms": (int, float),
+    "steady": bool,
     "gate": str,
     "gate_file": str,
     "load_error": str,
@@ -102,11 +104,12 @@ class Gate:
             self._change.wait_for(lambda: self._open)
 
 
-class FakeSession:
+class FakeSession(Session):
     def __init__(self, io: ModelIO, sources: Mapping[str, Any], behaviour: Mapping[str, Any], folder: Path) -> None:
         self.gate = Gate(behaviour.get("gate", "open") == "open")
         self.ran: deque[Ran] = deque(maxlen=100_000)
         self.closed = False
+        self.steady = bool(behaviour.get("steady", False))
         self._io = io
         self._sources = sources
         self._behaviour = behaviour
@@ -162,13 +165,14 @@ class FakeSession:
             raise BackendError(f"input '{source}' is not there for output '{name}'")
         factor = self._behaviour.get("multiply")
         if factor is None or array.dtype == object:
-            return array.copy()
+            return array.copy()  # never the input itself: its memory is written to again
         return np.asarray(array * factor, dtype=info.datatype.numpy)
 
 
 class Fake:
     name = "fake"
     cpu_instances = 1
+    warmup_seconds = 0.0
 
     def gpus(self) -> tuple[int, ...]:
         return ()

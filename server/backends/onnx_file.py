@@ -39,7 +39,7 @@ _NESTED: Mapping[str, Mapping[int, str]] = {
 }
 _ENTRY_KEYS = frozenset({"location", "offset", "length", "checksum"})
 
-_Bytes = mmap.mmap | bytes
+Bytes = mmap.mmap | bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def check(path: Path) -> tuple[ExternalData, ...]:
     return found
 
 
-def external_data(data: _Bytes, name: str) -> Iterator[ExternalData]:
+def external_data(data: Bytes, name: str) -> Iterator[ExternalData]:
     """All external-data references in a serialised ModelProto. Raises BackendError."""
     budget = MAX_FIELDS
     # message, start, end, graphs above it
@@ -85,7 +85,7 @@ def external_data(data: _Bytes, name: str) -> Iterator[ExternalData]:
         message, start, end, depth = stack.pop()
         nested = _NESTED[message]
         entries: dict[str, str] = {}
-        for number, begin, stop in _fields(data, start, end, name):
+        for number, begin, stop in fields(data, start, end, name):
             budget -= 1
             if budget < 0:
                 raise BackendError(f"{name}: has more than {MAX_FIELDS} fields")
@@ -137,7 +137,7 @@ def _file_size(folder: Path, location: str, name: str) -> int:
     return status.st_size
 
 
-def _fields(data: _Bytes, position: int, end: int, name: str) -> Iterator[tuple[int, int, int]]:
+def fields(data: Bytes, position: int, end: int, name: str) -> Iterator[tuple[int, int, int]]:
     """(number, start, end) of each field between `position` and `end`; start and end are those of its content."""
     while position < end:
         tag, position = _varint(data, position, end, name)
@@ -159,7 +159,7 @@ def _fields(data: _Bytes, position: int, end: int, name: str) -> Iterator[tuple[
         yield (tag >> 3 if wire == 2 else 0), start, position
 
 
-def _varint(data: _Bytes, position: int, end: int, name: str) -> tuple[int, int]:
+def _varint(data: Bytes, position: int, end: int, name: str) -> tuple[int, int]:
     value = shift = 0
     while position < end and shift < 70:
         byte = data[position]
@@ -171,8 +171,8 @@ def _varint(data: _Bytes, position: int, end: int, name: str) -> tuple[int, int]
     raise BackendError(f"{name}: is cut off or not an ONNX file (byte {position})")
 
 
-def _entry(data: _Bytes, start: int, end: int, name: str) -> tuple[str, str]:
-    parts = {number: data[begin:stop] for number, begin, stop in _fields(data, start, end, name) if number in (1, 2)}
+def _entry(data: Bytes, start: int, end: int, name: str) -> tuple[str, str]:
+    parts = {number: data[begin:stop] for number, begin, stop in fields(data, start, end, name) if number in (1, 2)}
     try:
         return parts.get(1, b"").decode(), parts.get(2, b"").decode()
     except UnicodeDecodeError:

@@ -21,8 +21,8 @@ import onnxruntime as ort
 
 from protos.datatypes import BY_NAME, BY_ONNX
 from protos.model_config import ModelConfig, ModelIO, TensorInfo
-from server.backends import onnx_file, ort_options, preflight
-from server.backends.base import Arrays, BackendError, Batch, Device, LoadRequest
+from server.backends import onnx_file, onnx_steady, ort_options, preflight
+from server.backends.base import Arrays, BackendError, Batch, Device, LoadRequest, Session
 from server.backends.ort_options import Options
 
 Array = np.ndarray[Any, Any]
@@ -46,6 +46,7 @@ _STATUS = re.compile(r"^\[ONNXRuntimeError\] : (\d+) : \w+ : (.*)$")
 class OnnxRuntime:
     name = "onnxruntime"
     cpu_instances = 2
+    warmup_seconds = 1.0
 
     def gpus(self) -> tuple[int, ...]:
         if _CUDA not in ort.get_available_providers():
@@ -64,14 +65,19 @@ class OnnxRuntime:
         if options.preflight and not request.verified:
             preflight.first_load(path, PROBE)
         sessions = {device: _open(path, options, device) for device in dict.fromkeys(request.devices)}
-        return OrtSession(sessions, request.devices, options)
+        on_cpu = all(device.kind == "cpu" for device in request.devices)
+        return OrtSession(sessions, request.devices, options, steady=on_cpu and onnx_steady.is_steady(path))
 
 
-class OrtSession:
+class OrtSession(Session):
     """See the backend contract; `sessions` has one entry per device."""
 
     def __init__(
-        self, sessions: Mapping[Device, ort.InferenceSession], devices: Sequence[Device], options: Options
+        self,
+        sessions: Mapping[Device, ort.InferenceSession],
+        devices: Sequence[Device],
+        options: Options,
+        steady: bool = False,
     ) -> None:
         self.threads = options.intra_op_threads
         self._io = _io(next(iter(sessions.values())))
@@ -79,6 +85,7 @@ class OrtSession:
         bf16 = any(info.datatype is _BF16 for info in infos)
         self._strings = frozenset(info.name for info in self._io.inputs if info.datatype is _BYTES)
         strings = any(info.datatype is _BYTES for info in infos)
+        self.steady = steady and not self._strings  # a text may be of any length
         run_options = ort.RunOptions()
         run_options.log_severity_level = _FATAL
         if options.arena_shrinkage:

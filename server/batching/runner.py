@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import thread_time_ns
 
 from server.backends.base import BackendError, Session
 from server.batching.collate import Collator
+from server.batching.pace import Pace
 from server.batching.queue import deadline_passed, was_cancelled
 from server.errors import Internal, ServerError
 from server.logs import log
-from server.request import Answers, InferRequest, Result, prefixed
+from server.request import Answers, InferRequest, Response, Result, prefixed
 from server.statistics import Clock, Statistics, Timing
 
 Deliver = Callable[[Answers], None]
@@ -38,12 +40,13 @@ def extra_runs_allowed(number: int) -> int:
 
 
 class Runner:
-    """Shared by the instance threads of one model; holds nothing about single batches."""
+    """One per model. `run` may be called from several threads at once, but for each instance once at a time."""
 
     def __init__(self, model: str, session: Session, collator: Collator, clock: Clock, statistics: Statistics) -> None:
         self._model = model
         self._session = session
         self._collator = collator
+        self.pace = Pace(session.steady)
         self._clock = clock
         self._statistics = statistics
         self._reported: set[str] = set()
@@ -57,6 +60,10 @@ class Runner:
             self._fail(requests, error, deliver)
         else:
             self._search(instance, requests, error, deliver)
+
+    def rehearse(self, instance: int, requests: Sequence[InferRequest]) -> None:
+        """Run once for nobody: nothing is counted but the pace. Raises whatever the run raises."""
+        self._once(instance, requests, sum(request.rows for request in requests))
 
     def _search(self, instance: int, requests: Sequence[InferRequest], error: _Failure, deliver: Deliver) -> None:
         suspects = deque(_halves(requests))
@@ -100,35 +107,46 @@ class Runner:
 
     def _attempt(self, instance: int, requests: Sequence[InferRequest], deliver: Deliver) -> _Failure | None:
         """Run once. Delivers and returns None if that went well."""
-        clock = self._clock
         rows = 0
         for request in requests:
             rows += request.rows
-        start = clock()
         try:
-            batch = self._collator.collate(requests, rows)
-            collated = clock()
-            arrays = self._session.run(instance, batch)
-            ran = clock()
-            outputs = self._collator.gather(arrays, batch.outputs, rows)
-            results = self._collator.answer(outputs, requests)
+            results, timing = self._once(instance, requests, rows)
         except Internal as error:
             return _Failure(str(error), final=True)
         except BackendError as error:
             return _Failure(str(error))
         except BaseException as error:  # noqa: BLE001  whatever user code raises, the instance thread has to live on
             return _Failure(self._unexpected(error))
-        self._record(requests, results, rows, Timing(start, collated, ran, clock()))
+        self._record(requests, results, rows, timing)
         deliver(list(zip(requests, results, strict=True)))
         return None
 
+    def _once(self, instance: int, requests: Sequence[InferRequest], rows: int) -> tuple[list[Result], Timing]:
+        clock = self._clock
+        start = clock()
+        batch = self._collator.collate(requests, rows)
+        collated = clock()
+        if self.pace.steady:
+            used = thread_time_ns()
+            arrays = self._session.run(instance, batch)
+            self.pace.measured(requests[0].group, rows, thread_time_ns() - used)
+        else:
+            arrays = self._session.run(instance, batch)
+        ran = clock()
+        outputs = self._collator.gather(arrays, batch.outputs, rows)
+        results = self._collator.answer(outputs, requests)
+        return results, Timing(start, collated, ran, clock())
+
     def _record(self, requests: Sequence[InferRequest], results: list[Result], rows: int, timing: Timing) -> None:
-        errors = [(q, r) for q, r in zip(requests, results, strict=True) if isinstance(r, ServerError)]
-        if errors:
-            bad = {request for request, _ in errors}
-            for request, error in errors:
-                self._statistics.failed(request, error, timing.end_ns)
-            requests = [request for request in requests if request not in bad]
+        if any(type(result) is not Response for result in results):
+            good = []
+            for request, result in zip(requests, results, strict=True):
+                if isinstance(result, ServerError):
+                    self._statistics.failed(request, result, timing.end_ns)
+                else:
+                    good.append(request)
+            requests = good
         self._statistics.succeeded(requests, rows, timing)
 
     def _fail(self, requests: Sequence[InferRequest], error: _Failure, deliver: Deliver) -> None:

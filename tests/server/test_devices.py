@@ -18,6 +18,7 @@ class Host:
     indices: tuple[int, ...] = ()
     name: str = "host"
     cpu_instances: int = 2
+    warmup_seconds: float = 0.0
 
     def gpus(self) -> tuple[int, ...]:
         return self.indices

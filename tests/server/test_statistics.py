@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from server.errors import (
     Cancelled,
@@ -76,6 +80,59 @@ def test_histogram_buckets_include_their_bound() -> None:
     assert got.counts[0] == got.counts[1] == got.counts[-1] == 1
     assert got.count == 3
     assert got.sum_ns == (2 * BOUNDS_US[0] + BOUNDS_US[-1] + 2) * 1000
+
+
+RUNS = st.lists(st.tuples(st.integers(1, 40), st.lists(st.integers(0, 11_000_000_000), min_size=4, max_size=4)))
+
+
+@given(RUNS)
+@settings(deadline=None, max_examples=60)
+def test_sums_and_histograms_are_those_of_every_single_request(runs: list[tuple[int, list[int]]]) -> None:
+    """However many have been sorted into buckets already, and however often somebody looked meanwhile."""
+    statistics = Statistics()
+    totals: list[int] = []
+    queues: list[int] = []
+    parts = [0, 0, 0]
+    for number, moments in runs * 40:  # beyond the number that is kept unsorted
+        start, collated, ran, end = sorted(moments)
+        requests = [waiting(arrived_ns=start // (i + 2), queued_ns=start // (i + 1)) for i in range(number)]
+        statistics.succeeded(requests, number, Timing(start, collated, ran, end))
+        totals += [end - request.arrived_ns for request in requests]
+        queues += [start - request.queued_ns for request in requests]
+        for i, ns in enumerate((collated - start, ran - collated, end - ran)):
+            parts[i] += ns * number
+        if len(totals) % 7 == 0:
+            statistics.snapshot()
+    got = statistics.snapshot()
+    for duration, histogram, values in (
+        (got.success, got.request_latency, totals), (got.queue, got.queue_latency, queues),
+    ):  # fmt: skip
+        assert duration == Duration(len(values), sum(values))
+        assert histogram.sum_ns == sum(values)
+        expected = [0] * (len(BOUNDS_US) + 1)
+        for value in values:
+            expected[bisect_left(BOUNDS_US, value / 1000)] += 1
+        assert list(histogram.counts) == expected
+    assert [d.ns for d in (got.compute_input, got.compute_infer, got.compute_output)] == parts
+    assert got.execution_count == len(runs) * 40 == sum(batch.compute_infer.count for batch in got.batches)
+    assert got.inference_count == len(totals)
+
+
+def test_the_stages_of_requests_that_arrive_at_the_queue_add_up_to_their_latency() -> None:
+    statistics = Statistics()
+    requests = [waiting(arrived_ns=at, queued_ns=at) for at in (3, 14, 15)]
+    statistics.succeeded(requests, 3, Timing(100, 200, 400, 450))
+    got = statistics.snapshot()
+    stages = (got.queue, got.compute_input, got.compute_infer, got.compute_output)
+    assert sum(stage.ns for stage in stages) == got.success.ns
+    assert {stage.count for stage in stages} == {got.success.count}
+
+
+def test_padding_is_summed_up() -> None:
+    statistics = Statistics()
+    statistics.padded(3, 10)
+    statistics.padded(0, 7)
+    assert (statistics.snapshot().padding_elements, statistics.snapshot().padding_computed) == (3, 17)
 
 
 def test_cumulative_counts_end_in_the_total() -> None:

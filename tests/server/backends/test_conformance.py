@@ -99,6 +99,22 @@ def test_outputs_of_one_run_are_untouched_by_the_next(maker: Maker, tmp_path: Pa
     session.close()
 
 
+@pytest.mark.parametrize("datatype", DATATYPES, ids=lambda datatype: datatype.name)
+def test_what_it_returns_is_its_own_and_not_the_memory_of_the_batch(
+    maker: Maker, tmp_path: Path, datatype: Datatype
+) -> None:
+    session = maker.load(maker.echo(tmp_path, datatype))
+    wide = np.repeat(sample(datatype), 2048, axis=0)
+    x = session.allocate(wide.shape, wide.dtype)
+    x[:] = wide
+    y = session.run(0, batch(x))["y"]
+    expected = x.tolist()
+    x[:] = np.zeros(1, datatype.numpy) if datatype.name != "BYTES" else b"!"  # the next batch is written to its place
+    assert not np.shares_memory(x, y)
+    assert y.tolist() == expected
+    session.close()
+
+
 def test_arrays_that_are_not_contiguous_are_fine(maker: Maker, tmp_path: Path) -> None:
     session = maker.load(maker.double(tmp_path))
     x = np.arange(16, dtype=np.float32).reshape(4, 4).T
