@@ -14,7 +14,11 @@ from server.errors import ServerError
 Parameter = bool | int | float | str
 
 
-@dataclass(frozen=True, slots=True)
+# Tensor and Response are made per request: frozen, they would take three times as long (0.44 µs against 0.14 µs each).
+# Nobody changes one.
+
+
+@dataclass(slots=True, eq=False)
 class Tensor:
     """A named tensor; `array.dtype` is `datatype.numpy` (BYTES: objects that are `bytes`)."""
 
@@ -30,7 +34,7 @@ class RequestedOutput:
     """Answer with the top `classification` values as "value:index[:label]" instead; 0: the tensor itself."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Response:
     """The answer to one request: the tensors asked for, in the order asked for (or the model's)."""
 
@@ -70,7 +74,7 @@ class InferRequest:
     """Set by validation: the batch dimension, or 1 where the model does not batch."""
     group: object = None
     """Set by validation: only requests of equal group (shapes of all inputs without the batch dimension, and which
-    optional inputs are there) may share a batch."""
+    optional inputs are there) may share a batch. A `Bucket` where lengths may be padded."""
     checked: object = None
     """The validator of the model version that has already set `rows` and `group`: it need not look again."""
     queued_ns: int = 0

@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from protos import padding
 from protos.datatypes import Datatype
 from protos.model_config import ModelConfig, TensorSpec
+from protos.padding import Axis, Padding, Place
+from server.batching.padding import Bucket, bound
 from server.errors import InvalidRequest
 from server.request import InferRequest, Tensor, prefixed
 
@@ -66,6 +69,18 @@ def string_data_incomplete(name: str, model: str, expected: int, available: int)
     )
 
 
+def unequal_lengths(axis: str, model: str, place: object, length: int, other: object, other_length: int) -> str:
+    """Two inputs that the entry declares to be of one length."""
+    return (
+        f"input {place} is {length} long and input {other} {other_length}, but they share the padded axis '{axis}' of "
+        f"model '{model}'"
+    )
+
+
+def too_long(axis: str, model: str, place: object, length: int, maximum: int) -> str:
+    return f"input {place} is {length} long, but the padded axis '{axis}' of model '{model}' is at most {maximum}"
+
+
 def unspecified_dim(name: str, model: str, shape: Iterable[int]) -> str:
     """A -1 (or less) in the shape of a request."""
     return f"All input dimensions should be specified for input '{name}' for model '{model}', got {dims_text(shape)}"
@@ -81,6 +96,8 @@ class _Input:
     variable: bool
     required: bool
     batched: bool
+    padded: tuple[tuple[int, Axis], ...] = ()
+    """Its dimensions that may be padded, and with whom they share a length."""
 
     def fits(self, dims: tuple[int, ...]) -> bool:
         if not self.variable:
@@ -92,9 +109,12 @@ class Validator:
     """Checks requests against one model's (completed) configuration. Immutable; any thread may use it."""
 
     def __init__(self, model: str, config: ModelConfig) -> None:
+        """Raises ConfigError where the configuration declares a padding that does not fit it."""
         self._model = model
         self._max_batch_size = config.max_batch_size
-        self._inputs = {spec.name: self._input(spec) for spec in config.inputs}
+        declared = padding.read(config)
+        self._pads = declared is not None
+        self._inputs = {spec.name: self._input(spec, declared) for spec in config.inputs}
         self._outputs = frozenset(spec.name for spec in config.outputs)
         self._required = sum(entry.required for entry in self._inputs.values())
         # Only what can differ between two valid requests may keep them apart; without batching all are alone anyway.
@@ -104,9 +124,16 @@ class Validator:
             if self._max_batch_size > 0 and (entry.variable or not entry.required or not entry.batched)
         )
 
-    def _input(self, spec: TensorSpec) -> _Input:
+    def _input(self, spec: TensorSpec, declared: Padding | None) -> _Input:
         batched = self._max_batch_size > 0 and not spec.is_shape_tensor
-        return _Input(spec.name, spec.datatype, spec.dims, -1 in spec.dims, not spec.optional, batched)
+        axes = declared.axes if declared is not None else ()
+        padded = tuple((place.dim, axis) for axis in axes for place in axis.inputs if place.tensor == spec.name)
+        return _Input(spec.name, spec.datatype, spec.dims, -1 in spec.dims, not spec.optional, batched, padded)
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether `rows` and `group` depend on names, types and shapes alone, not on the values of a tensor."""
+        return all(entry.batched for entry in self._grouped)
 
     def check(self, request: InferRequest) -> None:
         """Set `request.rows` and `request.group`, or raise InvalidRequest."""
@@ -137,7 +164,8 @@ class Validator:
             raise self._error(request, self._count_text(tensors))
         request.rows = rows or 1
         if self._grouped:
-            request.group = self._group(tensors)
+            parts = self._shapes(request, tensors)
+            request.group = Bucket(parts) if self._pads else tuple(parts)
 
     def _rows(self, request: InferRequest, rows: int) -> int:
         if rows > self._max_batch_size:
@@ -189,8 +217,10 @@ class Validator:
         tail = f", but missing required input(s) [{missing}]. Please provide all required input(s)." if missing else "."
         return f"{expected} but got {len(tensors)} inputs for model '{self._model}'. Got input(s) [{names}]{tail}"
 
-    def _group(self, tensors: dict[str, Tensor]) -> object:
+    def _shapes(self, request: InferRequest, tensors: dict[str, Tensor]) -> list[object]:
+        """What keeps requests apart, input by input; padded lengths only by their buckets."""
         parts: list[object] = []
+        lengths: dict[str, tuple[int, Place]] = {}
         for entry in self._grouped:
             tensor = tensors.get(entry.name)
             if tensor is None:
@@ -198,9 +228,27 @@ class Validator:
             elif not entry.batched:
                 # A shape tensor is one for the whole batch: only requests with equal values may share it.
                 parts.append((tensor.array.shape, tensor.array.tobytes()))
-            else:
+            elif not entry.padded:
                 parts.append(tensor.array.shape[1:])
-        return tuple(parts)
+            else:
+                parts.append(self._bucketed(request, entry, tensor.array.shape[1:], lengths))
+        return parts
+
+    def _bucketed(
+        self, request: InferRequest, entry: _Input, shape: tuple[int, ...], lengths: dict[str, tuple[int, Place]]
+    ) -> tuple[int, ...]:
+        """`shape` with padded dimensions at their buckets' bounds; `lengths` holds what was found so far by axis."""
+        dims = list(shape)
+        for dim, axis in entry.padded:
+            length, place = shape[dim], Place(entry.name, dim)
+            known, first = lengths.setdefault(axis.name, (length, place))
+            if known != length:
+                text = unequal_lengths(axis.name, self._model, place, length, first, known)
+                raise self._error(request, text)
+            if axis.maximum is not None and length > axis.maximum:
+                raise self._error(request, too_long(axis.name, self._model, place, length, axis.maximum))
+            dims[dim] = bound(length, axis.maximum)
+        return tuple(dims)
 
     def _error(self, request: InferRequest, text: str) -> InvalidRequest:
         return InvalidRequest(prefixed(request, text))

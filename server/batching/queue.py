@@ -9,6 +9,10 @@ The rules, Triton's where it has one (core: src/dynamic_batch_scheduler.cc, src/
   before one that would take it beyond `max_batch_size`.
 - The largest preferred size that the prefix reaches exactly goes at once. If none is reached, the whole prefix goes
   once it cannot grow to one any more or its oldest member has waited `max_queue_delay_microseconds`.
+- Requests of a `Bucket`, of models that declare a padding, need not be neighbours, since their lengths hardly ever are
+  equal: a batch is the first in order and those of its bucket in that order, from wherever they stand, and it closes as
+  soon as one of another bucket waits. Nobody starves, because the first is in every batch; within a bucket nobody is
+  overtaken. With `preserve_ordering` a batch is a prefix here too.
 - A request whose deadline or queue timeout has passed at `now` is never in a batch.
 """
 
@@ -16,11 +20,13 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import chain, count
 
 from protos.model_config import DynamicBatching, QueuePolicy
+from server.batching.padding import Bucket
 from server.errors import Cancelled, DeadlineExceeded, InvalidRequest, ServerError, Unavailable
 from server.request import InferRequest, prefixed
 
@@ -48,8 +54,16 @@ class _Timer:
         self.request: InferRequest | None = request
 
 
-# OrderedDict, not deque: removal from the middle and from the front are both O(1), and nothing has to be swept later.
-_Line = OrderedDict[InferRequest, _Timer | None]
+class _Line(OrderedDict[InferRequest, "_Timer | None"]):
+    """Requests in order. Not a deque: removal from the middle and from the front are both O(1), and nothing has to be
+    swept later."""
+
+    __slots__ = ("buckets",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buckets: dict[Bucket, OrderedDict[InferRequest, None]] = {}
+        """The same requests by bucket, for a queue that gathers them from there; empty in any other."""
 
 
 class _Level:
@@ -63,8 +77,8 @@ class _Level:
         self.timeout_ns = policy.default_timeout_microseconds * 1000
         self.override = policy.allow_timeout_override
         self.reject = policy.timeout_action != "DELAY"
-        self.live: _Line = OrderedDict()
-        self.delayed: _Line = OrderedDict()
+        self.live = _Line()
+        self.delayed = _Line()
 
     def expiry(self, request: InferRequest, now_ns: int) -> int | None:
         """When the request stops being in time: its queue timeout or its client's deadline, whichever is first."""
@@ -94,6 +108,7 @@ class Queue:
         """
         policy = batching or DynamicBatching()
         self._merge = batching is not None and max_batch_size > 1
+        self._gathers = self._merge and not policy.preserve_ordering
         self._max_rows = max(1, max_batch_size)
         self._preferred = frozenset(n for n in policy.preferred_batch_size if n <= self._max_rows) or frozenset(
             [self._max_rows]
@@ -132,6 +147,8 @@ class Queue:
         request.queued_ns = now_ns
         expiry = level.expiry(request, now_ns)
         level.live[request] = None if expiry is None else self._timer(request, expiry)
+        if self._gathers:
+            self._index(level.live, request)
         grown = self._merge_hint(request, expiry)
         self._size += 1
         self._rows += rows
@@ -143,25 +160,28 @@ class Queue:
         dropped = self.expire(now_ns) if self._timers else []
         if not self._size:
             return Taken(dropped=tuple(dropped)) if dropped else _NOTHING
-        batch, rows, ready_ns = self._prefix(dropped)
+        batch, rows, ready_ns = self._next_batch(dropped)
         if not batch:
             return Taken(dropped=tuple(dropped), wake_at_ns=self._next_expiry())
         if ready_ns is not None and ready_ns > now_ns:
             expiry = self._next_expiry()
             wake = ready_ns if expiry is None else min(ready_ns, expiry)
             return Taken(dropped=tuple(dropped), wake_at_ns=wake)
-        self._pop_front(len(batch))
-        self._rows -= rows
+        if self._gathers and type(batch[0].group) is Bucket:
+            for request in batch:
+                self._discard(self._line_of(request), request)
+        else:
+            self._pop_front(len(batch))
+            self._rows -= rows
         return Taken(tuple(batch), rows, tuple(dropped))
 
     def remove(self, request: InferRequest) -> bool:
         """Take one request out, wherever it stands; False if it is not waiting."""
-        level = self._level_of(request)
-        for line in (level.live, level.delayed):
-            if request in line:
-                self._discard(line, request)
-                return True
-        return False
+        line = self._line_of(request)
+        if request not in line:
+            return False
+        self._discard(line, request)
+        return True
 
     def expire(self, now_ns: int) -> list[Dropped]:
         """All who stopped being in time at or before `now_ns`; those under a DELAY policy move back instead."""
@@ -173,15 +193,16 @@ class Queue:
                 continue
             level = self._level_of(request)
             if request.deadline_ns is not None and request.deadline_ns <= now_ns:
-                self._discard(level.live if request in level.live else level.delayed, request)
+                self._discard(self._line_of(request), request)
                 dropped.append((request, deadline_passed(request)))
             elif level.reject:
                 self._discard(level.live, request)
                 dropped.append((request, Unavailable(prefixed(request, "Request timeout expired"))))
             else:
-                del level.live[request]
+                self._leave(level.live, request)
                 at = request.deadline_ns
                 level.delayed[request] = None if at is None else self._timer(request, at)
+                self._index(level.delayed, request)
         return dropped
 
     def clear(self) -> tuple[InferRequest, ...]:
@@ -189,29 +210,31 @@ class Queue:
         waiting = tuple(chain.from_iterable(self._lines))
         for line in self._lines:
             line.clear()
+            line.buckets.clear()
         self._timers.clear()
         self._size = self._rows = 0
         return waiting
 
-    def _prefix(self, dropped: list[Dropped]) -> tuple[list[InferRequest], int, int | None]:
+    def _next_batch(self, dropped: list[Dropped]) -> tuple[list[InferRequest], int, int | None]:
         """The next batch and its rows, and the time before which it should not go (None: go). Drops the cancelled."""
+        head = self._head(dropped)
+        if head is None:
+            return [], 0, None
         batch: list[InferRequest] = []
         cancelled: list[InferRequest] = []
-        rows = best = best_rows = oldest = 0
-        group: object = None
+        rows = best = best_rows = 0
+        group, oldest = head.group, head.queued_ns
+        bucket = group if self._gathers and type(group) is Bucket else None
         closed = not self._merge
         max_rows, preferred = self._max_rows, self._preferred
-        for request in chain.from_iterable(self._lines):
+        for request in chain.from_iterable(self._lines) if bucket is None else self._of_bucket(bucket):
             if request.cancelled:
                 cancelled.append(request)
                 continue
-            if batch:
-                if closed or rows + request.rows > max_rows or request.group != group:
-                    closed = True
-                    break
-                oldest = min(oldest, request.queued_ns)
-            else:
-                group, oldest = request.group, request.queued_ns
+            if batch and (closed or rows + request.rows > max_rows or request.group != group):
+                closed = True
+                break
+            oldest = min(oldest, request.queued_ns)
             batch.append(request)
             rows += request.rows
             if rows in preferred:
@@ -224,9 +247,21 @@ class Queue:
             dropped.append((request, was_cancelled(request)))
         if best and self._merge:
             return batch[:best], best_rows, None
+        if bucket is not None and len(batch) < self._size:
+            closed = True
         if closed or rows >= self._largest or not self._delay_ns:
             return batch, rows, None
         return batch, rows, oldest + self._delay_ns
+
+    def _head(self, dropped: list[Dropped]) -> InferRequest | None:
+        """The first in order, whom every batch begins with. Drops the cancelled before it."""
+        while (head := next(chain.from_iterable(self._lines), None)) is not None and head.cancelled:
+            self.remove(head)
+            dropped.append((head, was_cancelled(head)))
+        return head
+
+    def _of_bucket(self, bucket: Bucket) -> Iterator[InferRequest]:
+        return chain.from_iterable([line.buckets.get(bucket, ()) for line in self._lines])
 
     def _pop_front(self, number: int) -> None:
         self._size -= number
@@ -240,11 +275,28 @@ class Queue:
                 return
 
     def _discard(self, line: _Line, request: InferRequest) -> None:
+        self._leave(line, request)
+        self._size -= 1
+        self._rows -= request.rows
+
+    def _index(self, line: _Line, request: InferRequest) -> None:
+        if self._gathers and type(request.group) is Bucket:
+            line.buckets.setdefault(request.group, OrderedDict())[request] = None
+
+    def _leave(self, line: _Line, request: InferRequest) -> None:
         timer = line.pop(request)
         if timer is not None:
             timer.request = None
-        self._size -= 1
-        self._rows -= request.rows
+        if self._gathers and type(request.group) is Bucket:
+            same = line.buckets[request.group]
+            del same[request]
+            if not same:  # clients choose the shapes: no bucket outlives its requests
+                del line.buckets[request.group]
+
+    def _line_of(self, request: InferRequest) -> _Line:
+        """Where it stands, if it stands anywhere."""
+        level = self._level_of(request)
+        return level.delayed if request in level.delayed else level.live
 
     def _level_of(self, request: InferRequest) -> _Level:
         policy = self._batching

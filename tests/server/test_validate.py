@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protos.datatypes import BY_NAME
-from protos.model_config import ModelConfig, TensorSpec
+from protos.model_config import ConfigError, ModelConfig, TensorSpec
+from protos.padding import KEY
 from server import validate
+from server.batching.padding import Bucket
 from server.errors import InvalidRequest
 from server.request import InferRequest, RequestedOutput, Tensor
 from server.validate import Validator
@@ -142,6 +144,55 @@ def test_a_shape_tensor_has_no_batch_dimension_and_its_values_keep_requests_apar
     other = checked(rules, tensor("a", 3, 4), ones)
     assert same[0].rows == 3
     assert same[0].group == same[1].group != other.group
+
+
+PADDED = (spec("a", (-1, 3)), spec("b", (-1,)), spec("c", (-1,)))
+
+
+def padded(maximum: str = "") -> Validator:
+    text = f"long{maximum}: a[0]=0, b[0]=0"
+    return Validator("m", ModelConfig("m", 8, PADDED, (spec("y"),), parameters={KEY: text}))
+
+
+def test_lengths_of_a_bucket_are_of_one_group_and_all_else_keeps_requests_apart() -> None:
+    rules = padded()
+    of = [checked(rules, tensor("a", 1, n, 3), tensor("b", 1, n), tensor("c", 1, m)) for n, m in ((17, 4), (20, 4))]
+    longer = checked(rules, tensor("a", 1, 21, 3), tensor("b", 1, 21), tensor("c", 1, 4))
+    other = checked(rules, tensor("a", 1, 17, 3), tensor("b", 1, 17), tensor("c", 1, 5))
+    assert of[0].group == of[1].group == Bucket([(20, 3), (20,), (4,)])
+    assert type(of[0].group) is Bucket
+    assert len({of[0].group, longer.group, other.group}) == 3
+
+
+def test_a_bucket_ends_at_the_longest_that_the_model_takes() -> None:
+    request = checked(padded("<=18"), tensor("a", 1, 17, 3), tensor("b", 1, 17), tensor("c", 1, 4))
+    assert request.group == Bucket([(18, 3), (18,), (4,)])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "text"),
+    [
+        ((5, 6), "input b[0] is 6 long and input a[0] 5, but they share the padded axis 'long' of model 'm'"),
+        ((19, 19), "input a[0] is 19 long, but the padded axis 'long' of model 'm' is at most 18"),
+    ],
+)
+def test_lengths_that_break_the_declaration_are_refused(lengths: tuple[int, int], text: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        checked(padded("<=18"), tensor("a", 1, lengths[0], 3), tensor("b", 1, lengths[1]), tensor("c", 1, 4))
+    assert str(caught.value) == f"[request id: <id_unknown>] {text}"
+
+
+def test_a_declaration_that_does_not_fit_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="input q is not there"):
+        Validator("m", ModelConfig("m", 8, PADDED, (spec("y"),), parameters={KEY: "long: q[0]=0"}))
+
+
+def test_what_validation_finds_depends_on_shapes_alone_but_for_shape_tensors() -> None:
+    assert validator(*TWO).cacheable
+    assert padded().cacheable
+    assert validator(spec("a", (-1,)), spec("s", (2,), optional=True)).cacheable
+    assert validator(spec("s", (2,)), max_batch_size=0).cacheable
+    assert not validator(spec("a"), spec("s", (2,), "INT32", is_shape_tensor=True)).cacheable
 
 
 @given(st.lists(st.tuples(st.sampled_from(["a", "b", "q"]), st.lists(st.integers(0, 9), max_size=3)), max_size=4))

@@ -9,6 +9,7 @@ import pytest
 
 from protos.datatypes import BY_NAME
 from protos.model_config import ModelConfig, TensorSpec
+from server.batching.buffers import Buffers
 from server.batching.collate import Collator, reshaped
 from server.errors import Internal, InvalidRequest
 from server.request import InferRequest, RequestedOutput, Response, Tensor
@@ -50,6 +51,16 @@ def test_a_lone_array_that_starts_at_an_odd_byte_is_aligned() -> None:
     assert not array.flags.aligned
     batch = Collator("m", ModelConfig("m", 8, (spec("x", (3,)),))).collate([asking({"x": array})], 1)
     assert batch.inputs["x"].flags.aligned
+
+
+def test_several_requests_are_written_into_memory_that_is_kept() -> None:
+    collator, buffers = Collator("m", ModelConfig("m", 8, (spec("x", (-1,)),))), Buffers()
+    secret = collator.collate([asking({"x": np.full((2, 9), 47, np.float32)}, 2)] * 3, 6, buffers)
+    batch = collator.collate([asking({"x": np.full((1, 4), value, np.float32)}) for value in (1, 2)], 2, buffers)
+    assert np.shares_memory(batch.inputs["x"], secret.inputs["x"])
+    assert batch.inputs["x"].tolist() == [[1.0] * 4, [2.0] * 4]
+    fresh = collator.collate([asking({"x": np.ones((1, 4), np.float32)})] * 2, 2)
+    assert not np.shares_memory(fresh.inputs["x"], batch.inputs["x"])
 
 
 def test_answers_are_views_of_what_the_model_returned() -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 
 import pytest
 
 from protos.model_config import DynamicBatching, QueuePolicy
+from server.batching.padding import Bucket
 from server.batching.queue import Queue
 from server.errors import Cancelled, DeadlineExceeded, InvalidRequest, Unavailable
 from server.request import InferRequest
@@ -275,3 +277,85 @@ def test_the_repr_shows_who_waits() -> None:
     queue = Queue(8, DynamicBatching())
     pushed(queue, waiting(2), waiting())
     assert repr(queue) == "<Queue 2 waiting, 3 rows; level 0: 2 + 0 delayed>"
+
+
+SHORT, LONG = Bucket([(8,)]), Bucket([(16,)])
+
+
+def test_a_bucket_is_gathered_from_wherever_its_requests_stand() -> None:
+    queue = Queue(3, DynamicBatching())
+    requests = pushed(queue, *(waiting(group=SHORT if i % 3 else LONG) for i in range(9)))
+    long = requests[::3]
+    assert queue.take(0).batch == long
+    short = [request for request in requests if request not in long]
+    assert queue.take(0).batch == tuple(short[:3])
+    assert queue.take(0).batch == tuple(short[3:])
+
+
+def test_the_first_in_order_is_in_the_next_batch_however_many_others_there_are() -> None:
+    queue = Queue(4, DynamicBatching(preferred_batch_size=(4,)))
+    first, *_ = pushed(queue, waiting(group=LONG), *(waiting(group=SHORT) for _ in range(20)))
+    assert queue.take(0).batch == (first,)
+
+
+def test_within_a_bucket_nobody_is_overtaken_by_one_that_would_fit() -> None:
+    queue = Queue(4, DynamicBatching())
+    first, _, large, _ = pushed(
+        queue, waiting(2, SHORT), waiting(1, LONG), waiting(3, SHORT), waiting(1, SHORT)
+    )  # fmt: skip
+    assert queue.take(0).batch == (first,)
+    assert queue.take(0).batch[0].group == LONG
+    assert queue.take(0).batch[0] is large
+
+
+def test_a_batch_of_a_bucket_does_not_wait_while_others_do() -> None:
+    queue = Queue(4, DynamicBatching(max_queue_delay_microseconds=1000))
+    (first,) = pushed(queue, waiting(group=SHORT))
+    assert queue.take(0).batch == ()
+    assert queue.push(other := waiting(group=LONG), 0)
+    assert queue.take(0).batch == (first,)
+    assert queue.take(0).batch == ()
+    assert queue.take(1 * MS).batch == (other,)
+
+
+def test_priority_goes_before_the_bucket_and_mates_come_from_all_levels() -> None:
+    queue = Queue(8, DynamicBatching(priority_levels=2, default_priority_level=2))
+    short, long, high = pushed(
+        queue, waiting(group=SHORT), waiting(group=LONG), waiting(group=LONG, priority=1)
+    )  # fmt: skip
+    assert queue.take(0).batch == (high, long)
+    assert queue.take(0).batch == (short,)
+
+
+def test_with_preserve_ordering_a_bucket_is_gathered_from_neighbours_only() -> None:
+    queue = Queue(8, DynamicBatching(preserve_ordering=True))
+    a, b, c, d = pushed(queue, *(waiting(group=group) for group in (SHORT, SHORT, LONG, SHORT)))
+    assert [queue.take(0).batch for _ in range(3)] == [(a, b), (c,), (d,)]
+
+
+def test_cancelled_and_expired_requests_leave_their_bucket_too() -> None:
+    queue = Queue(8, DynamicBatching())
+    first, gone, late, last = pushed(
+        queue, waiting(group=SHORT), waiting(group=SHORT), waiting(group=SHORT, deadline_ns=5), waiting(group=SHORT)
+    )
+    first.cancelled = gone.cancelled = True
+    taken = queue.take(5)
+    assert taken.batch == (last,)
+    assert {request: type(error) for request, error in taken.dropped} == {
+        first: Cancelled,
+        gone: Cancelled,
+        late: DeadlineExceeded,
+    }
+    assert len(queue) == 0
+
+
+def test_a_bucket_lives_no_longer_than_its_requests() -> None:
+    """Clients choose the shapes."""
+    queue = Queue(8, DynamicBatching())
+    bucket = Bucket([(8,)])
+    before = sys.getrefcount(bucket)
+    pushed(queue, *(waiting(group=bucket) for _ in range(9)))
+    pushed(queue, waiting(group=LONG))
+    while queue.take(0).batch:
+        pass
+    assert sys.getrefcount(bucket) == before

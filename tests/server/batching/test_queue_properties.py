@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hypothesis import settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from protos.model_config import DynamicBatching, QueuePolicy
+from server.batching.padding import Bucket
 from server.batching.queue import Queue
 from server.errors import DeadlineExceeded, ServerError, Unavailable
 from server.request import InferRequest
@@ -81,6 +83,10 @@ class Oracle:
         """What must go now."""
         prefix: list[InferRequest] = []
         order = [w.request for w in self.order()]
+        others = 0
+        if order and isinstance(order[0].group, Bucket) and not self.batching.preserve_ordering:
+            same = [request for request in order if request.group == order[0].group]
+            order, others = same, len(order) - len(same)
         for request in order:
             rows = sum(r.rows for r in prefix) + request.rows
             if prefix and (rows > self.max_rows or request.group != prefix[0].group):
@@ -92,7 +98,7 @@ class Oracle:
                 return prefix[:end]
         if not prefix:
             return []
-        cannot_grow = len(prefix) < len(order) or sum(r.rows for r in prefix) >= max(sizes)
+        cannot_grow = others or len(prefix) < len(order) or sum(r.rows for r in prefix) >= max(sizes)
         delay_ns = self.batching.max_queue_delay_microseconds * 1000
         overdue = now - min(r.queued_ns for r in prefix) >= delay_ns
         return prefix if cannot_grow or overdue else []
@@ -106,6 +112,8 @@ class QueueMachine(RuleBasedStateMachine):
         preferred=st.sampled_from([(), (2,), (2, 4), (5,)]),
         default=POLICIES,
         first=POLICIES,
+        bucketed=st.booleans(),
+        preserve=st.booleans(),
     )
     def begin(
         self,
@@ -115,10 +123,14 @@ class QueueMachine(RuleBasedStateMachine):
         preferred: tuple[int, ...],
         default: QueuePolicy,
         first: QueuePolicy,
+        bucketed: bool,
+        preserve: bool,
     ) -> None:
+        self.kind: Callable[[str], object] = Bucket if bucketed else str
         batching = DynamicBatching(
             preferred_batch_size=tuple(n for n in preferred if n <= max_rows),
             max_queue_delay_microseconds=delay,
+            preserve_ordering=preserve,
             priority_levels=levels,
             default_priority_level=min(levels, 2),
             default_queue_policy=default,
@@ -133,7 +145,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(
         rows=st.integers(1, 5),
-        group=st.sampled_from(["a", "a", "a", "b"]),
+        group=st.sampled_from(["a", "a", "a", "b", "c"]),
         priority=st.integers(0, 4),
         timeout=st.sampled_from([0, 1, 10]),
         deadline=st.sampled_from([None, None, None, 1_000, 15_000]),
@@ -141,7 +153,7 @@ class QueueMachine(RuleBasedStateMachine):
     def push(self, rows: int, group: str, priority: int, timeout: int, deadline: int | None) -> None:
         rows = min(rows, self.oracle.max_rows)
         due = None if deadline is None else self.now + deadline
-        request = waiting(rows, group, priority=priority, timeout_us=timeout, deadline_ns=due)
+        request = waiting(rows, self.kind(group), priority=priority, timeout_us=timeout, deadline_ns=due)
         level = self.oracle.level(priority)
         full = self.oracle.is_full(level)
         try:
@@ -171,6 +183,8 @@ class QueueMachine(RuleBasedStateMachine):
         taken = self.queue.take(self.now)
         assert {request: type(error) for request, error in taken.dropped} == dropped
         assert list(taken.batch) == expected
+        if taken.batch:
+            assert taken.batch[0] is self.oracle.order()[0].request, "the first in order is in every batch"
         assert taken.rows == sum(request.rows for request in expected) <= self.oracle.max_rows
         self.oracle.waiters = [w for w in self.oracle.waiters if w.request not in taken.batch]
         self.asleep = not taken.batch and not taken.dropped
