@@ -14,14 +14,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from select import EPOLLIN, EPOLLOUT, epoll
+from typing import TYPE_CHECKING
 
 from server.logs import log
 from server.rpc.http2 import library
 from server.rpc.http2.connection import Connection
 from server.rpc.http2.shared import Shared
 from server.rpc.limits import Limits
-from server.rpc.service import Service
 from server.rpc.tls import Tls
+
+if TYPE_CHECKING:
+    from server.rpc.transport import Handlers
 
 SWEEP_NS = 10**9
 ACCEPTS = 64
@@ -36,7 +39,7 @@ class Http2Transport:
 
     def __init__(
         self,
-        service: Service,
+        service: Handlers,
         clock: Clock = time.monotonic_ns,
         limits: Limits | None = None,
         tls: Tls | None = None,
@@ -47,11 +50,16 @@ class Http2Transport:
         self._tls = None if tls is None else tls.context()
         self._listeners: dict[int, socket.socket] = {}
         self._connections: dict[int, Connection] = {}
+        self.reading = True
+        """The loop's own: while it is False clients are not read, and wait."""
         self._poll = epoll()
+        self._quiet = epoll()
+        """Without the clients."""
+        self._watched: dict[int, Callable[[], None]] = {}
         self._wake_in, self._wake_out = socket.socketpair()
         for end in (self._wake_in, self._wake_out):
             end.setblocking(False)
-        self._poll.register(self._wake_out, EPOLLIN)
+        self.watch(self._wake_out.fileno(), self._woken)
         self._shared = Shared(service.routes(), limits, clock, self._wake)
         self._most = min(limits.connections, _descriptors() - SPARE_DESCRIPTORS)
         self._paused = False
@@ -69,15 +77,28 @@ class Http2Transport:
         """Unary calls begun and not yet ended."""
         return self._shared.in_flight
 
-    def start(self, address: str, port: int) -> int:
-        """Listen on an IP address, a host name or `unix:/path`; returns the port. Raises OSError."""
-        for listener in self._listen(address, port):
+    def start(self, address: str, port: int, reuse_port: bool = False) -> int:
+        """Listen on an IP address, a host name or `unix:/path`; returns the port. Raises OSError.
+
+        With `reuse_port` other processes may listen there too, and each gets some of the connections.
+        """
+        for listener in self._listen(address, port, reuse_port):
             listener.setblocking(False)
             self._listeners[listener.fileno()] = listener
             self._poll.register(listener, EPOLLIN)
         self._thread.start()
         first = next(iter(self._listeners.values()))
         return 0 if self._unix else int(first.getsockname()[1])
+
+    def watch(self, descriptor: int, action: Callable[[], None]) -> None:
+        """Do `action` on the loop's thread whenever there is something to be read. Before `start`."""
+        self._watched[descriptor] = action
+        self._poll.register(descriptor, EPOLLIN)
+        self._quiet.register(descriptor, EPOLLIN)
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Have `action` done on the loop's thread; from any thread."""
+        self._shared.post(action)
 
     def drain(self, timeout: float) -> bool:
         """Refuse new inferences, wait for the accepted ones; False if `timeout` seconds were not enough."""
@@ -118,10 +139,11 @@ class Http2Transport:
         self._shared.waiters.shutdown(wait=False, cancel_futures=True)
         self._shared.decoders.shutdown(wait=False, cancel_futures=True)
         self._poll.close()
+        self._quiet.close()
         self._wake_in.close()
         self._wake_out.close()
 
-    def _listen(self, address: str, port: int) -> list[socket.socket]:
+    def _listen(self, address: str, port: int, reuse_port: bool) -> list[socket.socket]:
         if address.startswith("unix:"):
             path = Path(address.removeprefix("unix:"))
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -130,7 +152,7 @@ class Http2Transport:
             self._unix = path
             return [listener]
         family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return [socket.create_server(where[:2], family=family, backlog=1024)]
+        return [socket.create_server(where[:2], family=family, backlog=1024, reuse_port=reuse_port)]
 
     def _close_listeners(self) -> None:
         for descriptor, listener in self._listeners.items():
@@ -148,7 +170,7 @@ class Http2Transport:
         shared.thread = threading.get_ident()
         sweep_ns = 0
         while not self._over():
-            ready = self._poll.poll(self._timeout())
+            ready = (self._poll if self.reading else self._quiet).poll(self._timeout())
             shared.now_ns = shared.clock()
             self._read(ready)
             shared.deliver()
@@ -173,8 +195,8 @@ class Http2Transport:
                     self._broken(connection, error)
             elif descriptor in self._listeners:
                 self._accept(self._listeners[descriptor])
-            else:
-                self._wake_out.recv(64)
+            elif descriptor in self._watched:
+                self._watched[descriptor]()
 
     def _send(self) -> None:
         touched = self._shared.touched
@@ -211,6 +233,9 @@ class Http2Transport:
         if soonest is None:
             return 1.0
         return min(1.0, max(0.0, (soonest - self._shared.clock()) / 1e9))
+
+    def _woken(self) -> None:
+        self._wake_out.recv(64)
 
     def _wake(self) -> None:
         try:
