@@ -89,7 +89,11 @@ class BaseCall:
         if not self.ended:
             self._close()
             status = framing.status_headers(code_of(error), text_of(error))
-            self._connection.end(self._stream, self._first(), [*status, *framing.metadata_headers(self._trailers)])
+            first = self._first()
+            if first is not None and self._initial:  # in one block with the status it would be trailing metadata
+                self._connection.begin(self._stream, first)
+                first = None
+            self._connection.end(self._stream, first, [*status, *framing.metadata_headers(self._trailers)])
 
     def too_slow(self) -> None:
         self.fail(DeadlineExceeded("the message did not arrive within the server's time for receiving"))

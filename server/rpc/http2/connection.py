@@ -51,7 +51,7 @@ class Connection:
         self._outbox: dict[int, Outgoing] = {}
         """What the library has not been given yet, by stream."""
         self._resets: list[int] = []
-        """Streams to be reset once what ends them has gone out, because their client still sends."""
+        """Streams to be reset once what ends them has gone out, if their client still sends."""
         self._owed = 0
         """Bytes of large answers counted as buffered."""
         self._ending = False
@@ -98,16 +98,14 @@ class Connection:
             return
         self._write()
         if self._resets and self._unsent is None and self.open:
-            for stream in self._resets:
-                self._http2.reset_stream(stream, library.NO_ERROR)
-            self._resets.clear()
+            self._stop_senders()
             self._write()
         if self._owed:
             left = self._waiting()
             if left < self._owed:
                 self.shared.buffered -= self._owed - left
                 self._owed = left
-        if self._ending and self._unsent is None and self.open and not self.calls and not self._outbox:
+        if self._ending and self._unsent is None and self.open and not self.calls and not self._waiting():
             self.close()
 
     def sweep(self, now_ns: int) -> None:
@@ -179,6 +177,11 @@ class Connection:
         with contextlib.suppress(library.Http2Error):  # the stream went in the same turn
             self._http2.send_trailers(stream, trailers)
 
+    def begin(self, stream: int, first: Headers) -> None:
+        """The answer's headers by themselves."""
+        with contextlib.suppress(library.Http2Error):  # as in `answer`
+            self._http2.send_response(stream, first)
+
     def send(self, stream: int, first: Headers | None, parts: tuple[Buffer, ...]) -> int:
         """One message; returns the bytes of the stream that wait to be taken by the client."""
         http2 = self._http2
@@ -202,17 +205,17 @@ class Connection:
     def end(self, stream: int, first: Headers | None, trailers: Headers) -> None:
         """A status, alone (`first` and it in one block) or behind what has been sent."""
         self.shared.touched[self] = None
-        try:
+        self._strikes = 0
+        self._last_ping_ns = None
+        self._resets.append(stream)
+        if (outgoing := self._outbox.get(stream)) is not None:
+            outgoing.trailers = trailers
+            return
+        with contextlib.suppress(library.Http2Error):  # as in `answer`
             if first is not None:
                 self._http2.send_response(stream, [*first, *trailers], end_stream=True)
-            elif (outgoing := self._outbox.get(stream)) is not None:
-                outgoing.trailers = trailers
-                return
             else:
                 self._http2.send_trailers(stream, trailers)
-        except library.Http2Error:
-            return
-        self._resets.append(stream)
 
     def reset(self, stream: int) -> None:
         self._outbox.pop(stream, None)
@@ -313,7 +316,7 @@ class Connection:
     def _on_ping(self) -> None:
         """gRFC A8: a ping soon after the last, with nothing sent in between, is a strike."""
         limits, now = self.shared.limits, self.shared.now_ns
-        last, self._last_ping_ns = self._last_ping_ns, now
+        last, self._last_ping_ns = self._last_ping_ns, None if self._waiting() else now
         if last is None or now - last >= limits.min_ping_secs * 1e9:
             return
         self._strikes += 1
@@ -326,6 +329,16 @@ class Connection:
         with contextlib.suppress(library.Http2Error):
             self._write()
         self.close()
+
+    def _stop_senders(self) -> None:
+        """Reset, without an error, the streams that have ended here and not yet there (RFC 9113, 8.1)."""
+        later = []
+        for stream in self._resets:
+            if stream in self._outbox or self._http2.queued_body_size(stream):
+                later.append(stream)
+            elif library.is_open(self._http2, stream):
+                self._http2.reset_stream(stream, library.NO_ERROR)
+        self._resets = later
 
     def _waiting(self) -> int:
         """Bytes of answers that the client has not let us send."""

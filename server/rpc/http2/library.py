@@ -67,6 +67,15 @@ def accept(limits: Limits) -> Connection:
     return connection
 
 
+def is_open(connection: Connection, stream: int) -> bool:
+    """Whether either side may still send on it."""
+    try:
+        connection.stream_local_window_size(stream)
+    except ngh2.StreamUnavailableError:
+        return False
+    return True
+
+
 def check() -> None:
     """Run a request, an answer with trailers, a reset and a refusal through it. Raises Unusable."""
     try:
