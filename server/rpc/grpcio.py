@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,17 +16,16 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from server.errors import Internal, ResourceExhausted, ServerError
+from server.errors import ServerError
 from server.logs import log
-from server.rpc.call import Answer, Buffer, Call, Deferred, Metadata, Quick, Refused, Route, Slow, Stream, StreamCall
+from server.rpc import grpcio_calls
+from server.rpc.call import Answer, Buffer, Call, Deferred, OnMessage, Quick, Refused, Route, Slow, Stream, StreamCall
+from server.rpc.grpcio_calls import DEFECT, STATUS, Clock, Context, Mailbox, UnaryCall, guarded
 from server.rpc.limits import Limits
 from server.rpc.service import Service
-from server.rpc.status import Code, code_of, text_of
+from server.rpc.status import code_of, text_of
 from server.rpc.tls import Tls
 
-Context = Any
-"""grpc.aio.ServicerContext, whose type parameters say nothing about bytes."""
-Clock = Callable[[], int]
 Unary = Callable[[bytes, Context], Awaitable[bytes]]
 
 LARGE = 1 << 20
@@ -35,140 +33,8 @@ LARGE = 1 << 20
 LINGER_STEPS = 10
 LINGER_STEP_SECS = 0.05
 """How often and how long a drained server looks whether requests still come, before it closes."""
-_STATUS: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 _ONLY_IDENTITY = 1
 _NEVER = (1 << 31) - 1
-_DEFECT = Internal("internal error, see the server's log")
-
-
-class Mailbox:
-    """Brings work from any thread to the loop, with one wake-up for all that has come meanwhile."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._waiting: deque[Callable[[], None]] = deque()
-        self._woken = False
-
-    def put(self, action: Callable[[], None]) -> None:
-        self._waiting.append(action)
-        # append comes first and `_drain` clears the flag before it takes, so whoever sees it set will be taken
-        if not self._woken:
-            self._woken = True
-            try:
-                self._loop.call_soon_threadsafe(self._drain)
-            except RuntimeError:  # the loop is closed: the server is gone, and so are its callers
-                self._waiting.clear()
-
-    def _drain(self) -> None:
-        self._woken = False
-        while self._waiting:
-            self._waiting.popleft()()
-
-
-class _BaseCall:
-    """What a unary call and a stream have in common; created on the loop."""
-
-    __slots__ = ("_actions", "_cancelled", "_context", "_initial", "_mailbox", "_trailers", "deadline_ns")
-
-    def __init__(self, context: Context, mailbox: Mailbox, clock: Clock) -> None:
-        remaining = context.time_remaining()
-        self.deadline_ns: int | None = None if remaining is None else clock() + int(remaining * 1e9)
-        self._context = context
-        self._mailbox = mailbox
-        self._actions: list[Callable[[], None]] = []
-        self._cancelled = False
-        self._initial: Metadata = ()
-        self._trailers: Metadata = ()
-
-    @property
-    def metadata(self) -> Metadata:
-        return tuple((key, value) for key, value in self._context.invocation_metadata() or () if key != "user-agent")
-
-    def send_metadata(self, metadata: Metadata) -> None:
-        self._initial = metadata
-
-    def set_trailers(self, metadata: Metadata) -> None:
-        self._trailers = metadata
-
-    def on_cancel(self, action: Callable[[], None]) -> None:
-        self._actions.append(action)
-        if self._cancelled:  # gone while a large body was being decoded
-            action()
-
-    def cancel(self) -> None:
-        self._cancelled = True
-        for action in self._actions:
-            action()
-
-    async def head(self) -> None:
-        """Send what has to go before the first answer."""
-        if self._initial:
-            metadata, self._initial = self._initial, ()
-            await self._context.send_initial_metadata(tuple(metadata))
-
-    async def close(self, error: ServerError | None) -> None:
-        if self._trailers:
-            self._context.set_trailing_metadata(tuple(self._trailers))
-        if error is not None:
-            await self._context.abort(_STATUS[code_of(error)], text_of(error), tuple(self._trailers))
-
-
-class _UnaryCall(_BaseCall):
-    __slots__ = ("result",)
-
-    def __init__(self, context: Context, mailbox: Mailbox, clock: Clock, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(context, mailbox, clock)
-        self.result: asyncio.Future[bytes | ServerError] = loop.create_future()
-
-    def complete(self, answer: Callable[[], Answer]) -> None:
-        self._mailbox.put(lambda: self._resolve(answer))
-
-    def _resolve(self, answer: Callable[[], Answer]) -> None:
-        if not self.result.done():  # else the client has gone
-            self.result.set_result(_guarded(answer))
-
-
-class _StreamCall(_BaseCall):
-    __slots__ = ("_most_unread", "_unread", "answers")
-
-    def __init__(self, context: Context, mailbox: Mailbox, clock: Clock, most_unread: int) -> None:
-        super().__init__(context, mailbox, clock)
-        self._most_unread = most_unread
-        self.answers: asyncio.Queue[bytes | ServerError | None] = asyncio.Queue()
-        self._unread = 0
-
-    def send(self, message: Answer) -> None:
-        joined = _joined(message)
-        self._mailbox.put(lambda: self._put(joined))
-
-    def end(self, error: ServerError | None = None) -> None:
-        self._mailbox.put(lambda: self.answers.put_nowait(error))
-
-    def written(self, message: bytes) -> None:
-        self._unread -= len(message)
-
-    def _put(self, message: bytes) -> None:
-        self._unread += len(message)
-        if self._unread > self._most_unread:
-            text = f"client left more than {self._most_unread} bytes of answers unread"
-            self.answers.put_nowait(ResourceExhausted(text))
-            self.cancel()
-        else:
-            self.answers.put_nowait(message)
-
-
-def _joined(answer: Answer) -> bytes:
-    return answer if isinstance(answer, bytes) else b"".join(answer)
-
-
-def _guarded(answer: Callable[[], Answer]) -> bytes | ServerError:
-    try:
-        return _joined(answer())
-    except ServerError as error:
-        return error
-    except Exception as error:  # noqa: BLE001 a defect of ours must not end the loop, nor reach the client as a trace
-        log.defect("handler failed", error)
-        return _DEFECT
 
 
 class GrpcioTransport:
@@ -288,19 +154,19 @@ class GrpcioTransport:
 
     def _quick(self, run: Callable[[Buffer], Answer]) -> Unary:
         async def handle(body: bytes, context: Context) -> bytes:
-            return await _given(context, _guarded(lambda: run(body)))
+            return await _given(context, guarded(lambda: run(body)))
 
         return handle
 
     def _slow(self, run: Callable[[Buffer], Answer]) -> Unary:
         async def handle(body: bytes, context: Context) -> bytes:
-            return await _given(context, await self._loop.run_in_executor(self._waiters, _guarded, lambda: run(body)))
+            return await _given(context, await self._loop.run_in_executor(self._waiters, guarded, lambda: run(body)))
 
         return handle
 
     def _deferred(self, run: Callable[[Buffer, Call], None]) -> Unary:
         async def handle(body: bytes, context: Context) -> bytes:
-            call = _UnaryCall(context, self._mailbox, self._clock, self._loop)
+            call = UnaryCall(context, self._mailbox, self._clock, self._loop)
             self._in_flight += 1
             self._arrived += 1
             try:
@@ -339,7 +205,7 @@ class GrpcioTransport:
 
     def _stream(self, opened: Callable[[StreamCall], Callable[[Buffer | None], None]]) -> Any:
         async def handle(messages: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
-            call = _StreamCall(context, self._mailbox, self._clock, self._limits.unread_bytes)
+            call = grpcio_calls.StreamCall(context, self._mailbox, self._clock, self._limits.unread_bytes)
             reader = asyncio.ensure_future(_read(messages, opened(call), call))
             try:
                 while (answer := await call.answers.get()) is not None:
@@ -360,26 +226,30 @@ class GrpcioTransport:
         return handle
 
 
-async def _read(messages: AsyncIterator[bytes], on_message: Callable[[Buffer | None], None], call: _StreamCall) -> None:
+async def _read(
+    messages: AsyncIterator[bytes], on_message: Callable[[Buffer | None], None], call: grpcio_calls.StreamCall
+) -> None:
     try:
         async for body in messages:
             on_message(body)
         on_message(None)
-    except Exception as error:  # noqa: BLE001 as in `_guarded`
+    except grpc.aio.AbortError:  # the call has been ended with a status, and with it what there was to read
+        return
+    except Exception as error:  # noqa: BLE001 as in `guarded`
         log.defect("handler failed", error)
-        call.end(_DEFECT)
+        call.end(DEFECT)
 
 
-def _started(run: Callable[[Buffer, Call], None], body: bytes, call: _UnaryCall) -> None:
+def _started(run: Callable[[Buffer, Call], None], body: bytes, call: UnaryCall) -> None:
     try:
         run(body, call)
-    except Exception as error:  # noqa: BLE001 as in `_guarded`
+    except Exception as error:  # noqa: BLE001 as in `guarded`
         log.defect("handler failed", error)
         call.complete(_defect)
 
 
 def _defect() -> bytes:
-    raise _DEFECT
+    raise DEFECT
 
 
 def _credentials(tls: Tls) -> grpc.ServerCredentials:
@@ -396,7 +266,7 @@ async def _given(context: Context, result: bytes | ServerError) -> bytes:
 
 
 async def _fail(context: Context, error: ServerError) -> None:
-    await context.abort(_STATUS[code_of(error)], text_of(error))
+    await context.abort(STATUS[code_of(error)], text_of(error))
 
 
 def _refuse(error: ServerError) -> Callable[[AsyncIterator[bytes], Context], AsyncIterator[bytes]]:
@@ -415,6 +285,3 @@ class _Table(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpcio has no typ
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         return self._handlers.get(handler_call_details.method)
-
-
-assert set(Code) <= set(_STATUS), "every code of ours is one of grpcio's"
