@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version as library_version
-from typing import TypeVar
-
-from google.protobuf.message import DecodeError, Message
 
 from protos.wire import METHODS, service
 from server.catalog import Catalog
@@ -16,11 +13,10 @@ from server.logs import log
 from server.model import Model
 from server.request import InferRequest, Result
 from server.rpc import codec, describe, reflection
-from server.rpc.call import Buffer, Call, Deferred, Quick, Refused, Routes, Slow
+from server.rpc.call import Answer, Buffer, Call, Deferred, Quick, Refused, Routes, Slow
+from server.rpc.codec import parse
 from server.rpc.health import Health
-from server.validate import Validator
-
-M = TypeVar("M", bound=Message)
+from server.rpc.infer_requests import InferRequests
 
 SHUTTING_DOWN = "GRPC server is shutting down and has stopped accepting new requests."
 EXTENSIONS = (
@@ -39,6 +35,7 @@ class Service:
         self._clock = clock
         self.draining = False
         self.health = Health(lambda: self.ready)
+        self._requests = InferRequests(catalog)
         self._held: set[Model] = set()
         """Models that have been given requests since the last `release`."""
 
@@ -81,15 +78,15 @@ class Service:
     # --- the server ---
 
     def _server_live(self, body: Buffer) -> bytes:
-        _parse(service.ServerLiveRequest, body)
+        parse(service.ServerLiveRequest, body)
         return service.ServerLiveResponse(live=True).SerializeToString()
 
     def _server_ready(self, body: Buffer) -> bytes:
-        _parse(service.ServerReadyRequest, body)
+        parse(service.ServerReadyRequest, body)
         return service.ServerReadyResponse(ready=self.ready).SerializeToString()
 
     def _server_metadata(self, body: Buffer) -> bytes:
-        _parse(service.ServerMetadataRequest, body)
+        parse(service.ServerMetadataRequest, body)
         return service.ServerMetadataResponse(
             name=self._id, version=library_version("demiglace"), extensions=EXTENSIONS
         ).SerializeToString()
@@ -97,22 +94,22 @@ class Service:
     # --- models ---
 
     def _model_ready(self, body: Buffer) -> bytes:
-        request = _parse(service.ModelReadyRequest, body)
+        request = parse(service.ModelReadyRequest, body)
         ready = not self.draining and self._catalog.is_ready(request.name, request.version)
         return service.ModelReadyResponse(ready=ready).SerializeToString()
 
     def _model_metadata(self, body: Buffer) -> bytes:
-        request = _parse(service.ModelMetadataRequest, body)
+        request = parse(service.ModelMetadataRequest, body)
         model = self._catalog.model(request.name, request.version)
         return describe.metadata(model, self._catalog.versions(request.name)).SerializeToString()
 
     def _model_config(self, body: Buffer) -> bytes:
-        request = _parse(service.ModelConfigRequest, body)
+        request = parse(service.ModelConfigRequest, body)
         return describe.config(self._catalog.model(request.name, request.version)).SerializeToString()
 
     def _model_statistics(self, body: Buffer) -> bytes:
         """Of one version, all versions of a name, or everything."""
-        request = _parse(service.ModelStatisticsRequest, body)
+        request = parse(service.ModelStatisticsRequest, body)
         if not request.name:
             models = self._catalog.models()
         elif request.version:
@@ -125,12 +122,12 @@ class Service:
     # --- the repository ---
 
     def _repository_index(self, body: Buffer) -> bytes:
-        request = _parse(service.RepositoryIndexRequest, body)
+        request = parse(service.RepositoryIndexRequest, body)
         _no_repository_name(request.repository_name)
         return describe.index(self._catalog.index(request.ready)).SerializeToString()
 
     def _load(self, body: Buffer) -> bytes:
-        request = _parse(service.RepositoryModelLoadRequest, body)
+        request = parse(service.RepositoryModelLoadRequest, body)
         _no_repository_name(request.repository_name)
         config = None
         for key, value in request.parameters.items():
@@ -143,7 +140,7 @@ class Service:
         return service.RepositoryModelLoadResponse().SerializeToString()
 
     def _unload(self, body: Buffer) -> bytes:
-        request = _parse(service.RepositoryModelUnloadRequest, body)
+        request = parse(service.RepositoryModelUnloadRequest, body)
         _no_repository_name(request.repository_name)
         for key, value in request.parameters.items():
             if key != "unload_dependents":
@@ -159,9 +156,7 @@ class Service:
         try:
             if self.draining:
                 raise Unavailable(SHUTTING_DOWN)
-            message = _parse(service.ModelInferRequest, body)
-            model = self._catalog.model(message.model_name, message.model_version)
-            request = _decoded(message, model)
+            request, model, version = self._requests.read(body)
         except ServerError as error:
             if log.is_verbose:
                 log.verbose("request refused", bytes=len(body), error=error)
@@ -169,52 +164,62 @@ class Service:
             return
         request.arrived_ns = arrived
         request.deadline_ns = call.deadline_ns
-        self._submit(request, message.model_version, model, call)
+        self._held.add(model)
+        # whoever took the call releases what is held soon after
+        _Inference(self._catalog, call, request, version).submit(model, hold=True)
 
-    def _submit(self, request: InferRequest, version: str, model: Model, call: Call, again: bool = True) -> None:
-        def on_done(request: InferRequest, result: Result) -> None:
+
+class _Inference:
+    """A request on its way through the core, with what happens to it there."""
+
+    __slots__ = ("_call", "_catalog", "_model", "_request", "_result", "_retried", "_version")
+
+    def __init__(self, catalog: Catalog, call: Call, request: InferRequest, version: str) -> None:
+        self._catalog = catalog
+        self._call = call
+        self._request = request
+        self._version = version
+        self._retried = False
+
+    def submit(self, model: Model, hold: bool) -> None:
+        self._model = model
+        self._call.on_cancel(self._cancel)
+        model.submit(self._request, self._done, hold)
+
+    def _cancel(self) -> None:
+        self._model.cancel(self._request)
+
+    def _done(self, request: InferRequest, result: Result) -> None:
+        if isinstance(result, ServerError):
             # a reload may close the model between the look-up and the run; the client must not notice
-            successor = self._successor(version, model) if again and isinstance(result, Stopping) else None
+            successor = self._successor() if isinstance(result, Stopping) else None
             if successor is not None:
-                self._submit(request, version, successor, call, again=False)
-            elif isinstance(result, ServerError):
-                if log.is_verbose:
-                    log.verbose("request failed", model=request.model, id=request.id, error=result)
-                call.complete(partial(_raise, result))
-            else:
-                call.complete(partial(codec.encode, model.name, model.version, request.id, result))
+                self._retried = True
+                self.submit(successor, hold=False)  # nobody would release it
+                return
+            if log.is_verbose:
+                log.verbose("request failed", model=request.model, id=request.id, error=result)
+        self._result = result
+        self._call.complete(self._answer)
 
-        call.on_cancel(partial(model.cancel, request))
-        if again:
-            self._held.add(model)
-        # whoever took the call releases what is held soon after; a second try has nobody who would
-        model.submit(request, on_done, hold=again)
+    def _answer(self) -> Answer:
+        result = self._result
+        if isinstance(result, ServerError):
+            raise result
+        return codec.encode(self._model.name, self._model.version, self._request.id, result)
 
-    def _successor(self, version: str, model: Model) -> Model | None:
+    def _successor(self) -> Model | None:
+        if self._retried:
+            return None
         try:
-            found = self._catalog.model(model.name, version)
+            found = self._catalog.model(self._model.name, self._version)
         except ServerError:  # unloaded for good: the answer it gave stands
             return None
-        return found if found is not model else None
-
-
-def _decoded(message: service.ModelInferRequest, model: Model) -> InferRequest:
-    try:
-        return codec.decode(message, model.config)
-    except codec.DataError as error:
-        Validator(model.name, model.config).check(error.declared)
-        raise
+        return found if found is not self._model else None
 
 
 def _raise(error: ServerError) -> bytes:
     raise error
-
-
-def _parse(cls: type[M], body: Buffer) -> M:
-    try:
-        return cls.FromString(body)  # type: ignore[arg-type]  # any buffer will do
-    except (DecodeError, UnicodeDecodeError):
-        raise InvalidRequest(f"request is not a valid {cls.DESCRIPTOR.full_name} message") from None
 
 
 def _no_repository_name(name: str) -> None:
