@@ -8,18 +8,18 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-CONFIG = """name: "tiny"
+CONFIG = """name: "{name}"
 platform: "onnxruntime_onnx"
 max_batch_size: 64
-input { name: "image" data_type: TYPE_FP32 dims: 784 }
-output { name: "score" data_type: TYPE_FP32 dims: 10 }
-instance_group { count: 1 kind: KIND_CPU }
-dynamic_batching { }
+input {{ name: "image" data_type: TYPE_FP32 dims: 784 }}
+output {{ name: "score" data_type: TYPE_FP32 dims: 10 }}
+instance_group {{ count: {instances} kind: KIND_CPU }}
+dynamic_batching {{ }}
 """
 
 
-def write_tiny(root: Path) -> None:
-    """An entry `tiny` below `root`."""
+def write_tiny(root: Path, name: str = "tiny", instances: int = 1) -> None:
+    """An entry below `root`."""
     rng = np.random.default_rng(0)
     shapes = {"w1": (784, 512), "b1": (512,), "w2": (512, 10), "b2": (10,)}
     weights = [numpy_helper.from_array(rng.standard_normal(s, np.float32), n) for n, s in shapes.items()]
@@ -35,9 +35,9 @@ def write_tiny(root: Path) -> None:
         [helper.make_tensor_value_info("score", onnx.TensorProto.FLOAT, ["batch", 10])],
         weights,
     )
-    version = root / "tiny" / "1"
+    version = root / name / "1"
     version.mkdir(parents=True)
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), version / "model.onnx"
     )
-    (root / "tiny" / "config.pbtxt").write_text(CONFIG)
+    (root / name / "config.pbtxt").write_text(CONFIG.format(name=name, instances=instances))

@@ -2,26 +2,14 @@
 
     python -m tests.peers.triton [--repository model_repo]
 
-Triton comes from the wheel `nvidia-pytriton` (it carries the real tritonserver; Linux x86-64, glibc 2.35 or newer) and
-is kept in `.cache/triton` with an environment of its own. That wheel has no C++ onnxruntime backend, so a Python-based
-backend of the same name stands in for it (`onnxruntime_backend.py`): the configuration grammar, its validation, the
-batcher, the protocol and the status texts are Triton's own, the call into onnxruntime is not.
-Auto-completion is switched off in Triton: a `config.pbtxt` that lacks anything is refused there.
+Where Triton comes from, and which part of it is not its own, stands in `triton_server.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
-import socket
-import subprocess
 import sys
-import sysconfig
-import time
-import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,82 +17,7 @@ import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException, triton_to_np_dtype
 
 from tests.children import ROOT, started_server
-
-CACHE = ROOT / ".cache" / "triton"
-WHEEL = "nvidia-pytriton==0.7.0"
-PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
-
-
-def prepare() -> Path:
-    """Download and unpack Triton, make its backends; returns the folder of the server."""
-    server = CACHE / "wheel" / "pytriton" / "tritonserver"
-    if (CACHE / "ready").exists():
-        return server
-    shutil.rmtree(CACHE, ignore_errors=True)
-    CACHE.mkdir(parents=True)
-    run = [sys.executable, "-m", "pip", "-qq", "--disable-pip-version-check"]
-    subprocess.run([*run, "download", "--no-deps", "-d", CACHE, WHEEL], check=True)
-    with zipfile.ZipFile(next(CACHE.glob("nvidia_pytriton*.whl"))) as wheel:
-        wheel.extractall(CACHE / "wheel")
-    subprocess.run([sys.executable, "-m", "venv", CACHE / "venv"], check=True)
-    pip = [CACHE / "venv" / "bin" / "python", "-m", "pip", "-qq", "--disable-pip-version-check"]
-    subprocess.run([*pip, "install", "numpy<2", "onnxruntime"], check=True)
-    backends = CACHE / "backends"
-    shutil.copytree(server / "backends" / "python", backends / "python")
-    stub = server / "python_backend_stubs" / PYTHON / "triton_python_backend_stub"
-    shutil.copy(stub, backends / "python")
-    (backends / "onnxruntime").mkdir()
-    shutil.copy(Path(__file__).with_name("onnxruntime_backend.py"), backends / "onnxruntime" / "model.py")
-    for program in (server / "bin" / "tritonserver", backends / "python" / stub.name):
-        program.chmod(0o755)
-    (CACHE / "ready").touch()
-    return server
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
-@contextmanager
-def started(command: list[str | Path], url: str, environment: dict[str, str]) -> Iterator[triton.InferenceServerClient]:
-    with (CACHE / f"{Path(command[0]).name}.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
-        client = triton.InferenceServerClient(url)
-        try:
-            for _ in range(600):
-                if process.poll() is not None:
-                    raise SystemExit(f"{command[0]} ended with status {process.returncode}, see {log.name}")
-                try:
-                    if client.is_server_ready():
-                        break
-                except InferenceServerException:
-                    pass
-                time.sleep(0.2)
-            yield client
-        finally:
-            client.close()
-            process.terminate()
-            process.wait(60)
-
-
-@contextmanager
-def real_triton(repository: Path, server: Path) -> Iterator[triton.InferenceServerClient]:
-    http, grpc, metrics = free_ports(3)
-    environment = os.environ | {
-        "LD_LIBRARY_PATH": f"{sysconfig.get_config_var('LIBDIR')}:{CACHE / 'wheel' / 'nvidia_pytriton.libs'}",
-        "PYTHONPATH": str(next((CACHE / "venv" / "lib").glob("python*")) / "site-packages"),
-        "PATH": f"{CACHE / 'venv' / 'bin'}:{os.environ['PATH']}",
-    }
-    command: list[str | Path] = [server / "bin" / "tritonserver", f"--model-repository={repository}"]
-    command += [f"--backend-directory={CACHE / 'backends'}", "--disable-auto-complete-config", "--exit-on-error=false"]
-    command += [f"--http-port={http}", f"--grpc-port={grpc}", f"--metrics-port={metrics}"]
-    command += ["--http-address=127.0.0.1", "--grpc-address=127.0.0.1"]
-    with started(command, f"127.0.0.1:{grpc}", environment) as client:
-        yield client
+from tests.peers import triton_server
 
 
 def inputs_for(metadata: object, rows: int, length: int, seed: int) -> list[triton.InferInput]:
@@ -177,17 +90,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repository", type=Path, default=ROOT / "model_repo")
     repository = parser.parse_args().repository.resolve()
-    server = prepare()
     wrong = 0
     with (
         started_server(repository) as child,
         triton.InferenceServerClient(child.url) as left,
-        real_triton(repository, server) as right,
+        triton_server.started(repository) as real,
+        triton.InferenceServerClient(real.address) as right,
     ):
-        print(f"Triton {right.get_server_metadata().version} and ours, repository {repository.name}")
+        print(f"Triton {real.version} and ours, repository {repository.name}")
         for model in left.get_model_repository_index().models:
             if not right.is_model_ready(model.name):
-                differences = ["Triton does not load it: see .cache/triton/tritonserver.log"]
+                differences = [f"Triton does not load it: see {triton_server.LOG}"]
             else:
                 differences = compare(model.name, left, right)
             wrong += len(differences)
