@@ -164,9 +164,10 @@ class Service:
             return
         request.arrived_ns = arrived
         request.deadline_ns = call.deadline_ns
-        self._held.add(model)
-        # whoever took the call releases what is held soon after
         _Inference(self._catalog, call, request, version).submit(model, hold=True)
+        # after it: another thread's release in between would forget the model and leave the request waiting; that of
+        # whoever took this call comes soon
+        self._held.add(model)
 
 
 class _Inference:

@@ -191,10 +191,10 @@ def new_service(catalog: Catalog) -> Service:
     return Service(catalog, "triton", lambda: 1)
 
 
-def begin(to: Service, body: bytes | memoryview) -> Recorded:
+def begin(to: Service, body: bytes | memoryview, call: Recorded | None = None) -> Recorded:
     route = to.routes()[PATH]
     assert isinstance(route, Deferred)
-    call = Recorded()
+    call = call or Recorded()
     route.run(body, call)  # type: ignore[arg-type]  # of a call ModelInfer needs no more
     to.release()
     return call

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -26,6 +26,7 @@ from tests.server.core import load_fake
 from tests.server.harness import FP32, catalog_of, write_entry
 from tests.server.rpc.infer_cases import (
     MODELS,
+    Recorded,
     accepted,
     ask,
     begin,
@@ -265,3 +266,15 @@ def test_a_client_that_goes_takes_its_request_out_of_the_queue(tmp_path: Path) -
         assert waiting[0].result()[0] is Cancelled
         session.gate.open()
         assert running.result() == waiting[1].result()
+
+
+def test_a_release_while_a_body_is_decoded_elsewhere_leaves_no_request_behind(models: Catalog) -> None:
+    used = new_service(models)
+
+    class Interrupted(Recorded):
+        def on_cancel(self, action: Callable[[], None]) -> None:
+            used.release()  # as the transport's loop may at any time
+
+    call = Interrupted()
+    begin(used, piece(1, b"m") + X + RAW, call)
+    assert call.result().outputs[0].shape == [1, 4]
