@@ -22,8 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = command_line.parse(sys.argv[1:] if arguments is None else arguments)
         writers = _writers(options)
-        found = run.run_loop(lambda: _measure(options))
+        found = run.run_loop(lambda: _measure(options), options.connections * len(options.targets))
         show.report(found, options.percentile)
+        if options.flame is not None and not found.interrupted:
+            print(f"flame graph of the server during the last level, which sampling slowed: {options.flame}")
         for path, write in writers:
             _write(path, write, found)
     except LoadError as error:
@@ -54,14 +56,11 @@ async def _measure(options: Options) -> Run:
 
 def _writers(options: Options) -> list[tuple[Path, Callable[[Run, Path], None]]]:
     """What to write where; a folder that does not exist is told before the measurement, not after it."""
-    wanted = ((options.json, result.write_json), (options.csv, result.write_csv), (options.html, page.write))
-    found: list[tuple[Path, Callable[[Run, Path], None]]] = [
-        (path, write) for path, write in wanted if path is not None
-    ]
-    for path, _ in found:
-        if path.is_dir() or not path.absolute().parent.is_dir():
+    for path in (options.json, options.csv, options.html, options.flame):
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
             raise LoadError(f"cannot write {path}: " + ("it is a folder" if path.is_dir() else "no such folder"))
-    return found
+    wanted = ((options.json, result.write_json), (options.csv, result.write_csv), (options.html, page.write))
+    return [(path, write) for path, write in wanted if path is not None]
 
 
 def _write(path: Path, write: Callable[[Run, Path], None], found: Run) -> None:

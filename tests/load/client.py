@@ -1,4 +1,4 @@
-"""The protocol, spoken through tritonclient: what a server says about a model, and requests sent to it.
+"""The protocol, spoken through tritonclient: what a server says about a model, and requests sent to it by grpcio.
 
 Questions go through `tritonclient.grpc.aio.InferenceServerClient`. Predictions go over a channel of our own as bytes
 prepared once from tritonclient's generated messages (`tritonclient.grpc.service_pb2`), since `infer()` builds the
@@ -6,7 +6,7 @@ message anew for each request. Measured against a server that only answers (2 co
 INT64), in client microseconds of processor time per request: `aio.infer` 233–295, prepared bytes on `grpc.aio`
 221–264, `async_infer` of the sync client 212–271, prepared bytes on sync futures 176–236; with one in flight 347,
 307, 463 and 322, since the sync client starts a thread whenever it has been idle. So: `grpc.aio` and prepared bytes,
-one thread, whose load can be told.
+one thread, whose load can be told; or the same bytes over `http2.py`, which costs a fraction of it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import numpy as np
@@ -26,10 +26,12 @@ from protos.datatypes import BY_NAME
 from tests.load.errors import LoadError
 from tests.load.inputs import Array, Model, ModelInput
 from tests.load.loops import Call
+from tests.load.stages import Counts, Told
 
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 INT32_MAX = 2**31 - 1
 ASK_TIMEOUT_S = 10.0
+SETTLE_S = 1.0
 OPTIONS = (
     ("grpc.max_send_message_length", INT32_MAX),
     ("grpc.max_receive_message_length", INT32_MAX),
@@ -59,35 +61,70 @@ class Described:
     model: Model
 
 
-async def describe(address: Address) -> Described:
-    """Ask the server for what is needed to load it. Raises LoadError when it is absent, or the model unknown or not
-    ready."""
-    client = InferenceServerClient(address.url, channel_args=list(OPTIONS))
-    try:
-        return await _describe(client, address)
-    finally:
-        await client.close()
+class Server:
+    """A server, asked about itself and one of its models. An asynchronous context."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._client = InferenceServerClient(address.url, channel_args=list(OPTIONS))
+
+    async def __aenter__(self) -> Server:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+
+    async def describe(self) -> Described:
+        """What is needed to load it. Raises LoadError when it is absent, or the model unknown or not ready."""
+        client, address = self._client, self._address
+        which = (address.model, address.version)
+        try:
+            server = await client.get_server_metadata(client_timeout=ASK_TIMEOUT_S)
+        except InferenceServerException as error:
+            raise LoadError(f"no server of the protocol answers at {address.url}: {_text(error)}") from None
+        try:
+            ready = await client.is_model_ready(*which, client_timeout=ASK_TIMEOUT_S)
+            if not ready:
+                raise LoadError(f"model {_named(address)} on {address.url} is unknown or not ready")
+            metadata = await client.get_model_metadata(*which, client_timeout=ASK_TIMEOUT_S)
+        except InferenceServerException as error:
+            raise LoadError(f"model {_named(address)} on {address.url}: {_text(error)}") from None
+        try:
+            answer = await client.get_model_config(*which, client_timeout=ASK_TIMEOUT_S)
+            config = answer.config
+        except InferenceServerException:
+            # ModelConfig is Triton's extension; other servers of the protocol lack it.
+            config = None
+        return Described(f"{server.name} {server.version}".strip(), model_of(metadata, config))
+
+    async def counts(self, at_least: int = 0) -> Told:
+        """What it has counted of the model, all its versions together when the server chooses. A real Triton counts a
+        request a moment after its answer: it is asked again until it has `at_least` so many, or SETTLE_S are over."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + SETTLE_S
+        while True:
+            try:
+                told = await self._client.get_inference_statistics(
+                    self._address.model, self._address.version, client_timeout=ASK_TIMEOUT_S
+                )
+            except InferenceServerException as error:
+                return f"the server tells no statistics: {_text(error)}"
+            found = counts_of(told)
+            if found.requests >= at_least or loop.time() >= until:
+                return found
+            await asyncio.sleep(SETTLE_S / 20)
 
 
-async def _describe(client: Any, address: Address) -> Described:
-    try:
-        server = await client.get_server_metadata(client_timeout=ASK_TIMEOUT_S)
-    except InferenceServerException as error:
-        raise LoadError(f"no server of the protocol answers at {address.url}: {_text(error)}") from None
-    try:
-        ready = await client.is_model_ready(address.model, address.version, client_timeout=ASK_TIMEOUT_S)
-        if not ready:
-            raise LoadError(f"model {_named(address)} on {address.url} is unknown or not ready")
-        metadata = await client.get_model_metadata(address.model, address.version, client_timeout=ASK_TIMEOUT_S)
-    except InferenceServerException as error:
-        raise LoadError(f"model {_named(address)} on {address.url}: {_text(error)}") from None
-    try:
-        answer = await client.get_model_config(address.model, address.version, client_timeout=ASK_TIMEOUT_S)
-        config = answer.config
-    except InferenceServerException:
-        # ModelConfig is Triton's extension; other servers of the protocol lack it.
-        config = None
-    return Described(f"{server.name} {server.version}".strip(), model_of(metadata, config))
+def counts_of(told: Any) -> Counts:
+    """The sums of a ModelStatisticsResponse."""
+    all_versions = [statistics.inference_stats for statistics in told.model_stats]
+    return Counts(
+        sum(one.success.count for one in all_versions),
+        *(
+            sum(getattr(one, name).ns for one in all_versions)
+            for name in ("success", "queue", "compute_input", "compute_infer", "compute_output")
+        ),
+    )
 
 
 def model_of(metadata: Any, config: model_config_pb2.ModelConfig | None) -> Model:
@@ -118,32 +155,57 @@ def encode(address: Address, arrays: Mapping[str, Array], datatypes: Mapping[str
     return bytes(request.SerializeToString())
 
 
-class Connections:
+def endpoint(url: str) -> tuple[str, int] | str:
+    """Host and port of HOST:PORT, or the path of unix:PATH. Raises LoadError; grpcio takes more forms than these."""
+    if url.startswith("unix:"):
+        # unix:///path is gRPC's other way to write unix:/path
+        return url.removeprefix("unix:").removeprefix("//")
+    host, _, port = url.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535 or "/" in host or host.count(":") == 1:
+        raise LoadError(f"url {url!r} is not HOST:PORT, [IPV6]:PORT or unix:/PATH")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+class Connections(Protocol):
     """`count` connections to one server; requests take them in turn. An asynchronous context."""
 
-    def __init__(self, url: str, count: int) -> None:
+    def __init__(self, url: str, count: int, timeout_s: float) -> None: ...
+    async def __aenter__(self) -> Connections: ...
+    async def __aexit__(self, *_: object) -> None: ...
+
+    def call(self, requests: Sequence[bytes]) -> Call:
+        """Sends request number n as `requests[n % len]`; any gRPC status but OK is an error, `STATUS: text`."""
+
+
+class GrpcioConnections:
+    def __init__(self, url: str, count: int, timeout_s: float) -> None:
         self._channels = [grpc.aio.insecure_channel(url, options=OPTIONS) for _ in range(count)]
         parse = service_pb2.ModelInferResponse.FromString
         self._methods = [channel.unary_unary(MODEL_INFER, response_deserializer=parse) for channel in self._channels]
+        self._timeout_s = timeout_s
 
-    async def __aenter__(self) -> Connections:
+    async def __aenter__(self) -> GrpcioConnections:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.gather(*(channel.close() for channel in self._channels))
 
-    def call(self, requests: Sequence[bytes], timeout_s: float) -> Call:
-        """Sends request number n as `requests[n % len]`; any gRPC status but OK is an error, `STATUS: text`."""
-        methods, count, pool = self._methods, len(self._methods), len(requests)
+    def call(self, requests: Sequence[bytes]) -> Call:
+        methods, count, pool, timeout_s = self._methods, len(self._methods), len(requests), self._timeout_s
 
         async def send(number: int) -> str | None:
             try:
                 await methods[number % count](requests[number % pool], timeout=timeout_s)
             except grpc.aio.AioRpcError as error:
-                return f"{error.code().name}: {' '.join((error.details() or '').split())}"
+                return failure(error.code().name, error.details() or "")
             return None
 
         return send
+
+
+def failure(status: str, text: str) -> str:
+    """An error as it is counted: in one line."""
+    return f"{status}: {' '.join(text.split())}"
 
 
 def _named(address: Address) -> str:

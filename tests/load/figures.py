@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from html import escape
 
 from tests.load import plot, show
 from tests.load.plot import Bar, Curve, Line
-from tests.load.result import REQUEST_RATE, Level, Run, Target
+from tests.load.result import REQUEST_RATE, STAGES, Level, Run, Stages, Target
 from tests.load.stats import BINS_PER_DECADE
 
 COLOURS = 6
@@ -22,6 +22,8 @@ PERCENTILES = (
 BARS = (("p50", "p50"), ("p90", "p90"), ("p95", "p95"), ("p99", "p99"), ("p99_9", "p99.9"), ("max", "max"))
 MAX_DISTRIBUTIONS = 8
 DISTRIBUTION_HEIGHT = 180
+MAX_COLUMNS = 10
+STAGE_COLOURS = {"queue": 1, "collate": 3, "compute": 0, "split": 5, "other": 4, "wire": plot.NEUTRAL}
 
 
 def colour(index: int) -> int:
@@ -34,15 +36,18 @@ def sections(run: Run) -> str:
     if not run.levels:
         return ""
     if len(_loads(run)) == 1:
-        return _one_load(run) + _distributions(run)
-    return _throughput(run) + _latency(run) + _distributions(run)
+        return _one_load(run) + _stages(run) + _distributions(run)
+    return _throughput(run) + _latency(run) + _stages(run) + _distributions(run)
 
 
 def _legend(run: Run) -> str:
     if len(run.targets) < 2:
         return ""
-    names = enumerate(target.label for target in run.targets)
-    spans = "".join(f'<span style="--c:var(--c{colour(index)})">{escape(name)}</span>' for index, name in names)
+    return _named_colours((target.label, colour(index)) for index, target in enumerate(run.targets))
+
+
+def _named_colours(names: Iterable[tuple[str, int]]) -> str:
+    spans = "".join(f'<span style="--c:var(--c{number})">{escape(name)}</span>' for name, number in names)
     return f'<div class="legend">{spans}</div>'
 
 
@@ -162,6 +167,34 @@ def _trade_off(run: Run) -> str:
     y = plot.y_axis("p99, ms", times, log=max(times) > 20 * min(times))
     drawing = plot.lines(x, y, series, name="p99 against throughput", end_labels=False)
     return _chart("p99 against throughput (lower and further right is better)", _legend(run) + drawing)
+
+
+def _stages(run: Run) -> str:
+    """Per target the shares by load, in columns; nothing where no server told its statistics."""
+    charts = []
+    for target in run.targets:
+        told = [(level, level.stages) for level in target.levels if level.stages]
+        while len(told) > MAX_COLUMNS:
+            told = [*told[:-1:2], told[-1]]
+        if told:
+            columns = [(f"{level.load:g}", show.moment(spent.total), _shares(spent)) for level, spent in told]
+            charts.append(_chart(target.label, plot.stacked("% of the time", columns, name="where the time went")))
+    if not charts:
+        return ""
+    load = "requests per second asked for" if run.mode == REQUEST_RATE else "requests in flight"
+    text = (
+        f"Shares of an average request's time, from sending to the whole answer, against {load}; on top, all of it. By "
+        "the server's own statistics; wire is the rest of what the client saw."
+    )
+    legend = _named_colours((name, STAGE_COLOURS[name]) for name in STAGES)
+    return _section("Where the time went", text, *charts, above=legend)
+
+
+def _shares(spent: Stages) -> list[Bar]:
+    parts = [(name, getattr(spent, name)) for name in STAGES]
+    return [
+        Bar(name, STAGE_COLOURS[name], 100 * part / spent.total, f"{name}: {show.moment(part)}") for name, part in parts
+    ]
 
 
 def _distributions(run: Run) -> str:

@@ -16,6 +16,7 @@ from tests.load.errors import LoadError
 from tests.load.inputs import STRING_LENGTH, Filling
 
 DEFAULT_URL = "localhost:8001"
+HTTP2, GRPCIO = "http2", "grpcio"
 TARGET = re.compile(r"(?:(?P<label>[^=@]+)=)?(?P<model>[^=@]+?)(?::(?P<version>\d+))?@(?P<url>[^@\s]+)")
 EXAMPLES = """\
 examples:
@@ -43,10 +44,12 @@ class Options:
     percentile: float | None
     timeout_s: float
     connections: int
+    client: str
     seed: int
     csv: Path | None
     json: Path | None
     html: Path | None
+    flame: Path | None
     progress: bool
     command: tuple[str, ...]
 
@@ -82,10 +85,12 @@ def parse(arguments: Sequence[str]) -> Options:
         percentile=flags.percentile,
         timeout_s=flags.client_timeout,
         connections=flags.connections,
+        client=flags.client,
         seed=flags.seed,
         csv=flags.f,
         json=flags.json,
         html=flags.html,
+        flame=flags.flame,
         progress=not flags.no_progress,
         command=tuple(arguments),
     )
@@ -108,11 +113,15 @@ def _targets(flags: argparse.Namespace) -> tuple[Address, ...]:
 
 
 def _refuse(flags: argparse.Namespace) -> None:
-    """perf_analyzer's flags that mean something here that this tool does not do."""
+    """Flags of perf_analyzer that mean something that this tool does not do, and ours that do not go together."""
     if flags.streaming:
         raise LoadError("--streaming: this tool sends unary requests; for streams use NVIDIA's perf_analyzer")
     if flags.i.lower() != "grpc":
         raise LoadError(f"-i {flags.i}: this tool speaks gRPC only")
+    if flags.flame and len(flags.target or ()) > 1:
+        raise LoadError("--flame: one server at a time, give one target")
+    if flags.flame and flags.request_count:
+        raise LoadError("--flame samples for a time: give --measurement-interval in place of --request-count")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -136,6 +145,12 @@ def _parser() -> argparse.ArgumentParser:
         help="several targets in one go, level by level in turn, in place of -m, -x and -u; repeatable",
     )
     add("--connections", type=whole, default=1, metavar="N", help="TCP connections per target (default 1)")
+    add(
+        "--client",
+        choices=(HTTP2, GRPCIO),
+        default=HTTP2,
+        help="what sends the requests: http2, our own and the cheaper one, or grpcio (default http2)",
+    )
     add("-i", default="grpc", metavar="PROTOCOL", help="grpc, the only one")
     add("-a", "--async", action="store_true", help="accepted for perf_analyzer's sake: always so")
     add("--streaming", action="store_true", help="refused: unary requests only")
@@ -219,6 +234,13 @@ def _parser() -> argparse.ArgumentParser:
     add("-f", type=path, metavar="FILE", help="write a CSV file, one row per target and level")
     add("--json", type=path, metavar="FILE", help="write everything as JSON (schema: tests/load/result.py)")
     add("--html", type=path, metavar="FILE", help="write a page with plots")
+    add(
+        "--flame",
+        type=path,
+        metavar="FILE",
+        help="write a flame graph (SVG) of the server's process during the last level, whose figures suffer (a third "
+        "to a half less throughput); the server must be on this host and run Python",
+    )
     add("--no-progress", action="store_true", help="no progress display")
     return parser
 

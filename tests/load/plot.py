@@ -174,6 +174,27 @@ def bars(title: str, groups: Sequence[tuple[str, Sequence[Bar]]], *, name: str) 
     return _frame(None, y, "".join(drawn), name, right=12, height=HEIGHT - 20)
 
 
+def stacked(title: str, columns: Sequence[tuple[str, str, Sequence[Bar]]], *, name: str) -> str:
+    """Upright columns of bars on top of each other: what is below a column, what is above it, and its bars from the
+    bottom."""
+    y = y_axis(title, [sum(bar.value for bar in column) for _, _, column in columns])
+    span = (WIDTH - LEFT - 12) / max(1, len(columns))
+    wide = min(64.0, span * 0.8)
+    drawn = []
+    for index, (below, above, column) in enumerate(columns):
+        middle, height = LEFT + span * (index + 0.5), 0.0
+        for bar in column:
+            bottom, top = y.at(height), y.at(height + bar.value)
+            box = f'x="{middle - wide / 2:.1f}" y="{top:.1f}" width="{wide:.1f}" height="{bottom - top:.1f}"'
+            drawn.append(f'<rect class="bar" style="--c:var(--c{bar.colour})" {box}>')
+            drawn.append(f"<title>{escape(bar.note)}</title></rect>")
+            height += bar.value
+        for at, text in ((y.start + 18, below), (y.at(height) - 4, above)):
+            label = f'<text class="tick" text-anchor="middle" x="{middle:.1f}" y="{at:.1f}">{escape(text)}</text>'
+            drawn.append(label)
+    return _frame(None, y, "".join(drawn), name, right=12)
+
+
 def distribution(x: Axis, curves: Sequence[Curve], *, name: str, height: int) -> str:
     """Filled steps over a shared axis, with marks on the base line; the height is relative to the highest bin."""
     peak = max([share for curve in curves for _, _, share in curve.bins], default=1.0)

@@ -16,12 +16,15 @@ One object per run; times are in milliseconds unless the name ends in `_s`; a va
                        "extra": {"p75": …}} | null,
            "histogram": [[upper_ms, count], …],
            "lag": {as latency} | null,
-           "client": {"cores_used": 0.4, "share": 0.2}, "client_limited": "reason" | null}]}]}
+           "client": {"cores_used": 0.4, "share": 0.2}, "client_limited": "reason" | null,
+           "stages": {"queue": …, "collate": …, "compute": …, "split": …, "other": …, "wire": …} | null,
+           "stages_note": "what to say against them, or why there are none" | null}]}]}
 
 `throughput` is answers without an error per second within `duration_s`, `inferences` is that times the batch size.
 `requests` are those that were sent (or due) in that time, whenever they were answered: the two counts differ by no
 more than what was in flight at both ends. `lag` (open loop only) is how late the sender was against its own schedule;
-latency is counted from the schedule, so it holds the lag already.
+latency is counted from the schedule, so it holds the lag already. `stages` is the average over all requests of the
+level that were answered without an error, those of a warm-up that flows into it too, from sending to the whole answer.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,31 @@ class ClientCpu:
 
 
 @dataclass(frozen=True, slots=True)
+class Stages:
+    """Where the time of an average request went, in milliseconds: together, what the client saw."""
+
+    queue: float
+    """Waiting for an instance and for others to share a batch with."""
+    collate: float
+    """Making the batch's inputs (Triton: compute_input)."""
+    compute: float
+    """The model's run (compute_infer)."""
+    split: float
+    """Making the answers out of the batch's outputs (compute_output)."""
+    other: float
+    """The rest of the server's own time: decoding and checks."""
+    wire: float
+    """The rest of what the client saw: both network stacks, HTTP/2, framing, encoding, and the client itself."""
+
+    @property
+    def total(self) -> float:
+        return float(sum(getattr(self, name) for name in STAGES))
+
+
+STAGES = tuple(part.name for part in fields(Stages))
+
+
+@dataclass(frozen=True, slots=True)
 class Level:
     """One load on one target: so many requests in flight, or so many per second."""
 
@@ -93,6 +121,9 @@ class Level:
     client: ClientCpu
     client_limited: str | None
     """Why the client rather than the server is likely to be the limit; None when nothing says so."""
+    stages: Stages | None = None
+    stages_note: str | None = None
+    """What there is to say against `stages`, or why there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +195,7 @@ def _level(data: dict[str, Any]) -> Level:
             "lag": _spread(data["lag"]),
             "client": ClientCpu(**data["client"]),
             "histogram": tuple((upper, count) for upper, count in data["histogram"]),
+            "stages": None if data["stages"] is None else Stages(**data["stages"]),
         }
     )
 
@@ -176,6 +208,7 @@ COLUMNS = (
     "Target", "Model", "Version", "Url", "Concurrency", "Request rate", "Batch", "Requests", "Succeeded", "Failed",
     "Duration s", "Throughput/s", "Inferences/s", "Min ms", "Mean ms", "p50 ms", "p90 ms", "p95 ms", "p99 ms",
     "p99.9 ms", "Max ms", "Lag p99 ms", "Client cores", "Client share", "Client limited",
+    *(f"{name.capitalize()} ms" for name in STAGES), "Stages note",
 )  # fmt: skip
 
 
@@ -192,6 +225,8 @@ def rows(run: Run) -> Iterable[dict[str, str | float | int]]:
             shown = ("min", "mean", "p50", "p90", "p95", "p99", "p99_9", "max")
             values += [None if times is None else getattr(times, name) for name in shown]
             values += [level.lag and level.lag.p99, level.client.cores_used, level.client.share, level.client_limited]
+            values += [None if level.stages is None else getattr(level.stages, name) for name in STAGES]
+            values.append(level.stages_note)
             yield {name: "" if value is None else value for name, value in zip(COLUMNS, values, strict=True)}
 
 

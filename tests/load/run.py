@@ -6,7 +6,6 @@ import asyncio
 import gc
 import importlib.metadata
 import math
-import os
 import platform
 import selectors
 import time
@@ -20,14 +19,19 @@ from typing import Any, Protocol, TypeVar
 import grpc
 import psutil
 
-from tests.load import inputs, samples, schedule, stats
-from tests.load.client import Address, Connections, Described, describe, encode
+from tests.load import flame, inputs, listener, samples, schedule, stats
+from tests.load.client import Address, Connections, Described, GrpcioConnections, Server, encode
+from tests.load.http2 import Http2Connections
 from tests.load.loops import Call, ClosedPlan, Tally, Window, closed_loop, open_loop
-from tests.load.options import Options
-from tests.load.result import CONCURRENCY, REQUEST_RATE, ClientCpu, Level, Run, Target
+from tests.load.options import GRPCIO, HTTP2, Options
+from tests.load.result import CONCURRENCY, REQUEST_RATE, Level, Run, Target
+from tests.load.watch import Sampling, Watch, available_cores
 
 WARMUP_AT_LEAST = 10
 OPEN_WARMUP_IN_FLIGHT = 4
+SELECTABLE = 900
+"""Connections; the rest of 1024 is for files, and grpcio's own descriptors."""
+CLIENTS: dict[str, Callable[[str, int, float], Connections]] = {HTTP2: Http2Connections, GRPCIO: GrpcioConnections}
 Answer = TypeVar("Answer")
 
 
@@ -43,14 +47,17 @@ class _Ready:
     """A target with its requests prepared; `target` gathers the levels as they are measured."""
 
     target: Target
+    server: Server
     call: Call
     batch: int
 
 
-def run_loop(main: Callable[[], Coroutine[Any, Any, Answer]]) -> Answer:
+def run_loop(main: Callable[[], Coroutine[Any, Any, Answer]], connections: int) -> Answer:
     """Run on an event loop whose timers are finer than a millisecond: epoll, the usual selector, rounds waits up to the
-    next one, which at 1000 requests per second would send them late in lumps and count that as latency."""
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
+    next one, which at 1000 requests per second would send them late in lumps and count that as latency. `select` knows
+    descriptors below 1024 only."""
+    selector = selectors.SelectSelector if connections <= SELECTABLE else selectors.DefaultSelector
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector())) as runner:
         return runner.run(main())
 
 
@@ -61,28 +68,47 @@ async def measure(options: Options, display: Display, stop: asyncio.Event) -> Ru
     async with AsyncExitStack() as stack:
         ready = []
         for address in options.targets:
-            connections = await stack.enter_async_context(Connections(address.url, options.connections))
-            described = await describe(address)
-            ready.append(prepare(options, address, described, connections))
+            server = await stack.enter_async_context(Server(address))
+            described = await server.describe()
+            connections = CLIENTS[options.client](address.url, options.connections, options.timeout_s)
+            await stack.enter_async_context(connections)
+            ready.append(prepare(options, address, described, server, connections))
+        sampling = _sampling(options)
         # What lives now lives to the end; without this the collector walks the prepared requests again and again.
         gc.collect()
         gc.freeze()
         for turn, load in enumerate(options.loads):
             for one in ready if turn % 2 == 0 else reversed(ready):
                 if not stop.is_set():
-                    await _measure_level(options, one, load, display, stop)
+                    last = turn == len(options.loads) - 1
+                    watch = Watch(one.server, sampling if last else None)
+                    await _measure_level(options, one, load, display, stop, watch)
     return Run(
         tool=_version("demiglace"),
         started=started,
         command=options.command,
         mode=REQUEST_RATE if options.open_loop else CONCURRENCY,
         interrupted=stop.is_set(),
-        host=host(),
+        host={
+            **host(),
+            "sent by": f"{options.client}, {_version('ngh2')}" if options.client == HTTP2 else options.client,
+        },
         targets=tuple(one.target for one in ready),
     )
 
 
-def prepare(options: Options, address: Address, described: Described, connections: Connections) -> _Ready:
+def _sampling(options: Options) -> Sampling | None:
+    """Of the one target's server, which is looked at once, to see now whether that can be done. Raises LoadError."""
+    if options.flame is None:
+        return None
+    pid = listener.pid(options.targets[0].url)
+    flame.threads(pid)
+    return Sampling(pid, options.interval_s, options.flame)
+
+
+def prepare(
+    options: Options, address: Address, described: Described, server: Server, connections: Connections
+) -> _Ready:
     """Fill and encode the requests for one target. Raises LoadError."""
     model = described.model
     inputs.check_batch(model, options.batch)
@@ -104,53 +130,57 @@ def prepare(options: Options, address: Address, described: Described, connection
         levels=(),
     )
     encoded = [encode(address, arrays, datatypes) for arrays in requests]
-    return _Ready(target, connections.call(encoded, options.timeout_s), options.batch)
+    return _Ready(target, server, connections.call(encoded), options.batch)
 
 
-async def _measure_level(options: Options, one: _Ready, load: float, display: Display, stop: asyncio.Event) -> None:
+async def _measure_level(
+    options: Options, one: _Ready, load: float, display: Display, stop: asyncio.Event, watch: Watch
+) -> None:
     tally = Tally()
     display.begin(one.target, load, tally)
-    meter = _Meter()
     if options.open_loop:
-        window = await _open(options, one.call, load, tally, stop, meter)
+        window = await _open(options, one.call, load, tally, stop, watch)
     else:
-        window = await _closed(options, one.call, int(load), tally, stop, meter)
+        window = await _closed(options, one.call, int(load), tally, stop, watch)
     if not window.samples:
         return
     extra = () if options.percentile is None else (options.percentile,)
-    level = stats.level(window, meter.usage(), load=load, open_loop=options.open_loop, batch=one.batch, extra=extra)
+    level = stats.level(window, watch.usage(), load=load, open_loop=options.open_loop, batch=one.batch, extra=extra)
+    # Requests that were given up leave no sample here, but were counted there.
+    spent, note = (None, "interrupted") if stop.is_set() else watch.stages()
+    level = replace(level, stages=spent, stages_note=note)
     one.target = replace(one.target, levels=(*one.target.levels, level))
     display.end(one.target, level)
 
 
 async def _closed(
-    options: Options, call: Call, in_flight: int, tally: Tally, stop: asyncio.Event, meter: _Meter
+    options: Options, call: Call, in_flight: int, tally: Tally, stop: asyncio.Event, watch: Watch
 ) -> Window:
     warmup = _warmup(options, in_flight)
     clock = time.monotonic_ns
     if options.request_count is not None:
         await _warm_up(call, in_flight, warmup, stop)
-        meter.start()
+        await watch.start()
         plan = ClosedPlan(in_flight, begin=clock(), count=options.request_count)
     else:
-        meter.start()
+        await watch.start()
         begin = None if warmup else clock()
         plan = ClosedPlan(in_flight, begin, interval=int(options.interval_s * 1e9), warmup=warmup)
     window = await closed_loop(call, plan, clock, tally, stop)
-    meter.stop()
+    await watch.stop(window)
     return window
 
 
-async def _open(options: Options, call: Call, rate: float, tally: Tally, stop: asyncio.Event, meter: _Meter) -> Window:
+async def _open(options: Options, call: Call, rate: float, tally: Tally, stop: asyncio.Event, watch: Watch) -> Window:
     duration = None if options.request_count is not None else options.interval_s
     offsets = schedule.send_times(
         rate, options.distribution, duration_s=duration, count=options.request_count, seed=options.seed
     )
     span = options.interval_s if options.request_count is None else options.request_count / rate
     await _warm_up(call, OPEN_WARMUP_IN_FLIGHT, _warmup(options, OPEN_WARMUP_IN_FLIGHT), stop)
-    meter.start()
+    await watch.start()
     window = await open_loop(call, offsets.tolist(), int(span * 1e9), time.monotonic_ns, tally, stop)
-    meter.stop()
+    await watch.stop(window)
     return window
 
 
@@ -164,36 +194,6 @@ def _warmup(options: Options, in_flight: int) -> int:
     return max(WARMUP_AT_LEAST, 2 * in_flight, options.connections) if options.warmup is None else options.warmup
 
 
-class _Meter:
-    """Processor time from start to stop: of this process, of the thread that runs Python, of the machine."""
-
-    def start(self) -> None:
-        self._before = self._read()
-
-    def stop(self) -> None:
-        self._after = self._read()
-
-    def _read(self) -> tuple[float, float, float, float, float]:
-        times = psutil.cpu_times()
-        idle = times.idle + getattr(times, "iowait", 0.0)
-        # guest time is part of user time on Linux (psutil: cpu_times).
-        total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
-        return time.monotonic(), time.process_time(), time.thread_time(), idle, total
-
-    def usage(self) -> stats.Usage:
-        wall, process, thread, idle, total = (
-            after - before for before, after in zip(self._before, self._after, strict=True)
-        )
-        wall = max(wall, 1e-9)
-        cores = process / wall
-        machine = None if total <= 0 else 1 - max(0.0, idle) / total
-        return stats.Usage(ClientCpu(cores, cores / available_cores()), thread / wall, machine)
-
-
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def host() -> dict[str, str]:
     return {
         "host": platform.node(),
@@ -204,6 +204,7 @@ def host() -> dict[str, str]:
         "python": platform.python_version(),
         "tritonclient": _version("tritonclient"),
         "grpcio": str(grpc.__version__),
+        "ngh2": _version("ngh2"),
     }
 
 

@@ -12,9 +12,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from tests.load.loops import Tally
-from tests.load.result import REQUEST_RATE, Level, Run, Spread, Target
+from tests.load.result import CONCURRENCY, REQUEST_RATE, STAGES, Level, Run, Spread, Target
 from tests.load.stats import FIXED
 
+LOADS = {CONCURRENCY: "in flight", REQUEST_RATE: "requests/s asked"}
 PLAIN_WIDTH = 160
 """Of a file or a pipe, which has no width of its own."""
 
@@ -24,6 +25,11 @@ def duration(ms: float | None) -> str:
     if ms is None:
         return "–"
     return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 10 else f"{ms:.2f}"
+
+
+def moment(ms: float) -> str:
+    """As `duration`, with its unit, and finer below a millisecond."""
+    return f"{duration(ms)} ms" if ms >= 1 else f"{duration(ms * 1e3)} µs"
 
 
 def rate(per_second: float) -> str:
@@ -112,7 +118,7 @@ def table(run: Run, percentile: float | None) -> Table:
     found = Table(box=box.SIMPLE, title="latency in ms", title_style="dim", title_justify="right")
     if several:
         found.add_column("target", no_wrap=True)
-    names = ["requests/s asked" if open_loop else "in flight", "requests/s", "rows/s"]
+    names = [LOADS[run.mode], "requests/s", "rows/s"]
     names += ["p99.9" if name == "p99_9" else name for name in fields]
     names += [*(["lag p99"] if open_loop else []), "failed", "client cores"]
     for name in names:
@@ -136,6 +142,27 @@ def _value(times: Spread | None, name: str) -> float | None:
     return times.extra[name] if name in times.extra else float(getattr(times, name))
 
 
+def stages_table(run: Run) -> Table:
+    """Where the time went, of the levels for which the server told it."""
+    several = len(run.targets) > 1
+    title = "where the time of an average request went, by the server's own statistics"
+    found = Table(box=box.SIMPLE, title=title, title_style="dim", title_justify="right")
+    if several:
+        found.add_column("target", no_wrap=True)
+    for name in (LOADS[run.mode], *STAGES, "all"):
+        found.add_column(name, justify="right", no_wrap=True)
+    for target in run.targets:
+        for level in target.levels:
+            if level.stages is None:
+                continue
+            whole = level.stages.total
+            parts = [getattr(level.stages, name) for name in STAGES]
+            shown = [f"{moment(part)} {part / whole:>4.0%}" for part in parts]
+            found.add_row(*([target.label] if several else []), f"{level.load:g}", *shown, moment(whole))
+        found.add_section()
+    return found
+
+
 def notes(run: Run) -> list[str]:
     """What the figures alone do not say: errors by text, levels that the client limited."""
     found = []
@@ -144,10 +171,23 @@ def notes(run: Run) -> list[str]:
             where = f"{target.label}, {load_name(run.mode, level.load)}"
             found += [f"{where}: {count} × {text}" for text, count in level.errors.items()]
             if level.client_limited:
-                found.append(f"{where}: the client may be the limit: {level.client_limited}")
+                found.append(f"{where}: the client, not the server, is likely the limit: {level.client_limited}")
+        found += _stages_notes(run, target)
     if run.interrupted:
         found.append("interrupted: the last level is incomplete")
     return found
+
+
+def _stages_notes(run: Run, target: Target) -> list[str]:
+    """What is to be said of where the time went; once where it is the same for all levels."""
+    said = {
+        level.load: f"where the time went is {'unknown' if level.stages is None else 'uncertain'}: {level.stages_note}"
+        for level in target.levels
+        if level.stages_note
+    }
+    if len(said) == len(target.levels) > 1 and len(set(said.values())) == 1:
+        return [f"{target.label}: {text}" for text in set(said.values())]
+    return [f"{target.label}, {load_name(run.mode, load)}: {text}" for load, text in said.items()]
 
 
 def report(run: Run, percentile: float | None, stream: TextIO = sys.stdout) -> None:
@@ -161,5 +201,7 @@ def report(run: Run, percentile: float | None, stream: TextIO = sys.stdout) -> N
         about = f"{name}{target.model}{version} on {target.url} ({target.server}), sending {sent}"
         console.print(about, style="dim", highlight=False, markup=False)
     console.print(table(run, percentile))
+    if any(level.stages for level in run.levels):
+        console.print(stages_table(run))
     for note in notes(run):
         console.print(note, style="yellow", highlight=False, markup=False, soft_wrap=True)

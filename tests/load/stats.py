@@ -76,11 +76,11 @@ class Usage:
 def client_limit(usage: Usage, lag: Spread | None, latency: Spread | None) -> str | None:
     """Why the client is likely to be the limit, or None.
 
-    Thresholds: a Python thread that is busy for 85 % of the time has answers waiting in line for it; a machine 95 %
+    Thresholds: a Python thread that is busy for 90 % of the time has answers waiting in line for it; a machine 95 %
     busy of which the client takes a quarter would serve more without the client; a sender late by a tenth of the
     median latency (and at least 1 ms, the noise of a shared machine) shapes what it claims to measure.
     """
-    if usage.loop_busy >= 0.85:
+    if usage.loop_busy >= 0.9:
         return f"the client's one Python thread was busy {usage.loop_busy:.0%} of the time"
     if usage.machine_busy is not None and usage.machine_busy >= 0.95 and usage.client.share >= 0.25:
         share = f"{usage.client.share:.0%}"

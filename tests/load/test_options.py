@@ -62,6 +62,9 @@ def test_targets_have_labels_and_versions() -> None:
         ("--target m", "MODEL[:VERSION]@HOST:PORT"),
         ("--target a@h:1 -m b", "leave out -m"),
         ("--target a@h:1 --target a@h:2", "stands twice"),
+        ("-m a --client curl", "curl"),
+        ("--target a@h:1 --target b@h:1 --flame out.svg", "give one target"),
+        ("-m a --request-count 9 --flame out.svg", "--measurement-interval"),
     ],
 )
 def test_a_mistake_is_one_line(flags: str, text: str) -> None:

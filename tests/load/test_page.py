@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 import xml.etree.ElementTree as ET
@@ -9,7 +10,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from tests.load import page, plot, stats
-from tests.load.result import CONCURRENCY, REQUEST_RATE, ClientCpu, Level, Run, Target
+from tests.load.result import CONCURRENCY, REQUEST_RATE, STAGES, ClientCpu, Level, Run, Stages, Target
 
 
 def level(load: float, mode: str, times: list[float], errors: dict[str, int] | None = None) -> Level:
@@ -19,6 +20,7 @@ def level(load: float, mode: str, times: list[float], errors: dict[str, int] | N
     return Level(
         load, whole, load if mode == REQUEST_RATE else None, 2, len(times) + failed, len(times), errors or {}, 2.0,
         len(times) / 2, float(len(times)), stats.spread(times), stats.histogram(times), lag, ClientCpu(0.4, 0.2), None,
+        Stages(0.5, 0.25, 1.5, 0.125, 0.0, 2.0),
     )  # fmt: skip
 
 
@@ -38,7 +40,7 @@ def run(targets: int, loads: list[float], mode: str = CONCURRENCY, times: list[f
 def test_every_shape_of_run_is_drawn(targets: int, loads: list[float], mode: str) -> None:
     html = page.render(run(targets, loads, mode))
     drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
-    assert len(drawings) >= (3 if len(loads) == 1 else 3 + min(len(loads), 8) // 2)
+    assert len(drawings) >= targets + (3 if len(loads) == 1 else 3 + min(len(loads), 8) // 2)
     for drawing in drawings:
         for element in ET.fromstring(drawing).iter():
             for name in ("x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "width", "height"):
@@ -49,6 +51,28 @@ def test_every_shape_of_run_is_drawn(targets: int, loads: list[float], mode: str
         assert f"target {number}" in html
     assert "-m &#x27;a b&#x27;" in html
     assert "nan" not in html.lower()
+
+
+def test_the_columns_of_where_the_time_went_are_whole() -> None:
+    html = page.render(run(1, [1, 2]))
+    drawing = next(d for d in re.findall(r"<svg.*?</svg>", html, re.DOTALL) if "where the time went" in d)
+    bars = [element for element in ET.fromstring(drawing).iter() if element.get("class") == "bar"]
+    columns = {place: [bar for bar in bars if bar.get("x") == place] for place in {bar.get("x") for bar in bars}}
+    assert len(columns) == 2
+    for column in columns.values():
+        assert len(column) == len(STAGES)
+        lows = [float(bar.get("y", "")) + float(bar.get("height", "")) for bar in column]
+        for above, low in zip(column, lows[1:], strict=False):
+            assert float(above.get("y", "")) == pytest.approx(low, abs=0.11)
+    assert "1.50 ms" in drawing
+
+
+def test_without_statistics_there_is_no_figure_of_them_but_a_note() -> None:
+    told = level(1, CONCURRENCY, [1.0])
+    untold = dataclasses.replace(told, stages=None, stages_note="the server tells no statistics: no such method")
+    html = page.render(Run("0", "now", (), CONCURRENCY, False, {}, (Target("t", "u", "m", "", "", "", {}, (untold,)),)))
+    assert "Where the time went" not in html
+    assert "where the time went is unknown: the server tells no statistics: no such method" in html
 
 
 def test_the_page_loads_nothing_and_runs_nothing() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.load import result
-from tests.load.result import ClientCpu, Level, Run, Spread, Target
+from tests.load.result import STAGES, ClientCpu, Level, Run, Spread, Stages, Target
 
 number = st.floats(0, 1e9, allow_nan=False)
 spreads = st.builds(Spread, *([number] * 9), extra=st.dictionaries(st.sampled_from(["p75", "p42.5"]), number))
@@ -31,6 +31,8 @@ levels = st.builds(
     lag=st.none() | spreads,
     client=st.builds(ClientCpu, number, number),
     client_limited=st.none() | st.text(max_size=20),
+    stages=st.none() | st.builds(Stages, *([number] * len(STAGES))),
+    stages_note=st.none() | st.text(max_size=20),
 )
 targets = st.builds(
     Target,
@@ -65,7 +67,8 @@ def test_csv_has_a_row_per_level_under_the_same_columns(tmp_path: Path) -> None:
     spread = Spread(1, 2, 0.5, 2, 3, 3.5, 3.9, 4, 5)
     cpu = ClientCpu(0.5, 0.25)
     failures = {"UNAVAILABLE: full": 2}
-    level = Level(8, 8, None, 4, 10, 8, failures, 2.0, 4.0, 16.0, spread, ((5.0, 8),), None, cpu, "why, so")
+    stages = Stages(1, 2, 3, 4, 5, 6)
+    level = Level(8, 8, None, 4, 10, 8, failures, 2.0, 4.0, 16.0, spread, ((5.0, 8),), None, cpu, "why, so", stages)
     failed = Level(9, 9, None, 4, 2, 0, failures, 2.0, 0.0, 0.0, None, (), spread, cpu, None)
     target = Target('a "b"', "h:1", "m", "", "p", "s", {}, (level, failed))
     run = Run("0", "now", (), "concurrency", False, {}, (target, target))
@@ -77,6 +80,8 @@ def test_csv_has_a_row_per_level_under_the_same_columns(tmp_path: Path) -> None:
     assert rows[0]["Target"] == 'a "b"'
     assert (rows[0]["Failed"], rows[0]["p99.9 ms"], rows[0]["Client limited"]) == ("2", "4", "why, so")
     assert (rows[1]["p50 ms"], rows[1]["Lag p99 ms"], rows[1]["Request rate"]) == ("", "3.9", "")
+    assert [rows[0][f"{name.capitalize()} ms"] for name in STAGES] == ["1", "2", "3", "4", "5", "6"]
+    assert rows[1]["Queue ms"] == ""
     result.write_json(run, tmp_path / "out.json")
     assert result.read(tmp_path / "out.json") == run
     assert json.loads((tmp_path / "out.json").read_text())["targets"][0]["levels"][0]["latency"]["p99_9"] == 4

@@ -104,13 +104,13 @@ class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[m
 
 
 @asynccontextmanager
-async def serving(servicer: Servicer) -> AsyncIterator[str]:
+async def serving(servicer: Servicer, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
     """The address of a real gRPC server in this process."""
     server = grpc.aio.server()
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(address)
     await server.start()
     try:
-        yield f"127.0.0.1:{port}"
+        yield address.removesuffix(":0") + ("" if address.startswith("unix:") else f":{port}")
     finally:
         await server.stop(None)
