@@ -137,7 +137,10 @@ class BaseCall:
         """Nobody waits for what the handler is doing any more."""
         actions, self._actions = self._actions, None
         for action in actions or ():
-            action()
+            try:
+                action()
+            except Exception as error:  # noqa: BLE001 as in `UnaryCall._decode`
+                log.defect("a call could not be taken back", error)
 
     def _late(self) -> None:
         self._timer = None

@@ -18,6 +18,7 @@ from server.rpc.http2.calls import StreamCall, UnaryCall
 from server.rpc.http2.framing import Headers
 from server.rpc.http2.library import DataReceived, RequestReceived
 from server.rpc.http2.outgoing import SLICE_BYTES, Outgoing
+from server.rpc.http2.pings import Pings
 from server.rpc.http2.shared import Shared
 from server.rpc.status import Code, code_of, text_of
 
@@ -55,6 +56,8 @@ class Connection:
         self._owed = 0
         """Bytes of large answers counted as buffered."""
         self._ending = False
+        self._left_ns: int | None = None
+        """When we said our last; what the client still sends is read, and dropped, until it closes."""
         self.open = True
         self.settled = False
         """Whether the client has said its SETTINGS."""
@@ -63,8 +66,7 @@ class Connection:
         """Since when the client has taken nothing of what is ready for it."""
         self._left = 0
         self._pinged = False
-        self._last_ping_ns: int | None = None
-        self._strikes = 0
+        self._pings = Pings(shared.limits)
         shared.touched[self] = None
 
     # --- the loop's side ---
@@ -87,6 +89,8 @@ class Connection:
             if not size:
                 self.close()
                 return
+            if self._left_ns is not None:
+                return
             self._receive(shared.inbox[:size])
             # TLS may hold what epoll does not know of; a plain socket is asked again when others have had their turn
             if not self._tls:
@@ -94,23 +98,29 @@ class Connection:
 
     def flush(self) -> None:
         """Send what is ready, as far as the socket takes it."""
-        if self._shaking or not self.open:
+        if self._shaking or not self.open or self._left_ns is not None:
             return
         self._write()
         if self._resets and self._unsent is None and self.open:
             self._stop_senders()
             self._write()
+        for event in self._http2.events():  # sending, too, brings some: the end of streams and of the connection
+            self._other(event)
         if self._owed:
             left = self._waiting()
             if left < self._owed:
                 self.shared.buffered -= self._owed - left
                 self._owed = left
         if self._ending and self._unsent is None and self.open and not self.calls and not self._waiting():
-            self.close()
+            self._leave()
 
     def sweep(self, now_ns: int) -> None:
         """Once a second: whoever is too slow, or gone without a word."""
         limits = self.shared.limits
+        if self._left_ns is not None:
+            if now_ns - self._left_ns > limits.handshake_secs * 1e9:
+                self.close()
+            return
         if not self.settled:
             if now_ns - self.since_ns > limits.handshake_secs * 1e9:
                 self.close()
@@ -152,6 +162,14 @@ class Connection:
             self._ending = True
         self.shared.touched[self] = None
 
+    def _leave(self) -> None:
+        """Say no more, and close when the client does: to close while it sends would cost it what it has not read."""
+        self._left_ns = self.shared.now_ns
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError:  # it has gone
+            self.close()
+
     def close(self) -> None:
         """At once; whoever still waits is gone."""
         if not self.open:
@@ -186,8 +204,7 @@ class Connection:
         """One message; returns the bytes of the stream that wait to be taken by the client."""
         http2 = self._http2
         self.shared.touched[self] = None
-        self._strikes = 0
-        self._last_ping_ns = None
+        self._pings.sent()
         try:
             if first is not None:
                 http2.send_response(stream, first)
@@ -205,8 +222,7 @@ class Connection:
     def end(self, stream: int, first: Headers | None, trailers: Headers) -> None:
         """A status, alone (`first` and it in one block) or behind what has been sent."""
         self.shared.touched[self] = None
-        self._strikes = 0
-        self._last_ping_ns = None
+        self._pings.sent()
         self._resets.append(stream)
         if (outgoing := self._outbox.get(stream)) is not None:
             outgoing.trailers = trailers
@@ -309,20 +325,16 @@ class Connection:
             case library.SettingsReceived():
                 self.settled = True
             case library.PingReceived():
-                self._on_ping()
+                if self._waiting():  # clients measure the connection with pings while they receive
+                    self._pings.sent()
+                elif self._pings.too_many(self.shared.now_ns):
+                    self._http2.send_goaway(library.ENHANCE_YOUR_CALM, debug_data=b"too_many_pings")
+                    self._last_words()
             case library.ConnectionClosed():
                 self._ending = True
-
-    def _on_ping(self) -> None:
-        """gRFC A8: a ping soon after the last, with nothing sent in between, is a strike."""
-        limits, now = self.shared.limits, self.shared.now_ns
-        last, self._last_ping_ns = self._last_ping_ns, None if self._waiting() else now
-        if last is None or now - last >= limits.min_ping_secs * 1e9:
-            return
-        self._strikes += 1
-        if limits.ping_strikes and self._strikes > limits.ping_strikes:
-            self._http2.send_goaway(library.ENHANCE_YOUR_CALM, debug_data=b"too_many_pings")
-            self._last_words()
+                self._outbox.clear()
+                for call in list(self.calls.values()):
+                    call.cancel()
 
     def _last_words(self) -> None:
         """Send what explains the end, if the socket takes it, and close."""

@@ -32,6 +32,12 @@ _PLAIN = frozenset(range(0x20, 0x7F)) - {ord("%")}
 _WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 
 
+def is_grpc(content_type: bytes) -> bool:
+    """Not so `application/grpc-web`, whose clients wait for another kind of trailers."""
+    rest = content_type.removeprefix(b"application/grpc")
+    return rest != content_type and rest[:1] in (b"", b"+", b";")
+
+
 def timeout_ns(value: bytes) -> int | None:
     """`grpc-timeout` in nanoseconds; None where it is malformed."""
     digits, unit = value[:-1], value[-1:]
@@ -99,6 +105,8 @@ def expand(message: Buffer, encoding: bytes, limit: int) -> bytes:
         raise ResourceExhausted(f"Received message expands to more than max ({limit})")
     if not expander.eof:
         raise InvalidRequest(f"message is not valid {encoding.decode()}: it ends too early")
+    if expander.unused_data:
+        raise InvalidRequest(f"message is not valid {encoding.decode()}: there is more behind its end")
     return data
 
 

@@ -110,7 +110,7 @@ class Shared:
         found = dict(headers)
         if found.get(b":method") != b"POST":
             return Head(headers, http_status=b"405")
-        if not found.get(b"content-type", b"").startswith(b"application/grpc"):
+        if not framing.is_grpc(found.get(b"content-type", b"")):
             return Head(headers, http_status=b"415")
         path = found.get(b":path", b"")
         route = self._routes.get(path)

@@ -17,9 +17,10 @@ from select import EPOLLIN, EPOLLOUT, epoll
 from typing import TYPE_CHECKING
 
 from server.logs import log
-from server.rpc.http2 import library
+from server.rpc.http2 import library, listen
 from server.rpc.http2.connection import Connection
 from server.rpc.http2.shared import Shared
+from server.rpc.http2.timers import Timer
 from server.rpc.limits import Limits
 from server.rpc.tls import Tls
 
@@ -27,10 +28,13 @@ if TYPE_CHECKING:
     from server.rpc.transport import Handlers
 
 SWEEP_NS = 10**9
+PAUSE_NS = 10**9
 ACCEPTS = 64
 """Connections accepted in one round."""
 SPARE_DESCRIPTORS = 64
-LINGER_SECS = 0.05
+LINGER_STEPS = 10
+LINGER_STEP_SECS = 0.05
+"""How often and how long a drained server looks whether requests still come, before it closes."""
 Clock = Callable[[], int]
 
 
@@ -48,7 +52,7 @@ class Http2Transport:
         limits = limits or Limits()
         self._service = service
         self._tls = None if tls is None else tls.context()
-        self._listeners: dict[int, socket.socket] = {}
+        self._listener: socket.socket | None = None
         self._connections: dict[int, Connection] = {}
         self.reading = True
         """The loop's own: while it is False clients are not read, and wait."""
@@ -62,7 +66,8 @@ class Http2Transport:
         self.watch(self._wake_out.fileno(), self._woken)
         self._shared = Shared(service.routes(), limits, clock, self._wake)
         self._most = min(limits.connections, _descriptors() - SPARE_DESCRIPTORS)
-        self._paused = False
+        self._paused: Timer | None = None
+        """While no connection is accepted; it has another look."""
         self._drained: threading.Event | None = None
         self._stop_at_ns: int | None = None
         self._unix: Path | None = None
@@ -82,13 +87,13 @@ class Http2Transport:
 
         With `reuse_port` other processes may listen there too, and each gets some of the connections.
         """
-        for listener in self._listen(address, port, reuse_port):
-            listener.setblocking(False)
-            self._listeners[listener.fileno()] = listener
-            self._poll.register(listener, EPOLLIN)
+        listener = self._listener = listen.listener(address, port, reuse_port)
+        self._poll.register(listener, EPOLLIN)
         self._thread.start()
-        first = next(iter(self._listeners.values()))
-        return 0 if self._unix else int(first.getsockname()[1])
+        if address.startswith("unix:"):
+            self._unix = listen.unix_path(address)
+            return 0
+        return int(listener.getsockname()[1])
 
     def watch(self, descriptor: int, action: Callable[[], None]) -> None:
         """Do `action` on the loop's thread whenever there is something to be read. Before `start`."""
@@ -113,11 +118,12 @@ class Http2Transport:
         self._shared.post(begin)
         if not drained.wait(timeout):
             return False
-        # what is on its way here is still told to go elsewhere
-        before = -1
-        while before != self._shared.arrived:
+        # what is on its way here is still told to go elsewhere; clients that never pause are not waited for
+        for _ in range(LINGER_STEPS):
             before = self._shared.arrived
-            time.sleep(LINGER_SECS)
+            time.sleep(LINGER_STEP_SECS)
+            if before == self._shared.arrived:
+                break
         return True
 
     def stop(self, grace: float = 1.0) -> None:
@@ -126,7 +132,7 @@ class Http2Transport:
         self._service.health.end()
 
         def begin() -> None:
-            self._close_listeners()
+            self._close_listener()
             self._stop_at_ns = self._shared.clock() + int(grace * 1e9)
             for connection in list(self._connections.values()):
                 connection.go_away(final=True)
@@ -135,7 +141,7 @@ class Http2Transport:
         if self._thread.is_alive():
             self._thread.join()
         else:
-            self._close_listeners()
+            self._close_listener()
         self._shared.waiters.shutdown(wait=False, cancel_futures=True)
         self._shared.decoders.shutdown(wait=False, cancel_futures=True)
         self._poll.close()
@@ -143,23 +149,13 @@ class Http2Transport:
         self._wake_in.close()
         self._wake_out.close()
 
-    def _listen(self, address: str, port: int, reuse_port: bool) -> list[socket.socket]:
-        if address.startswith("unix:"):
-            path = Path(address.removeprefix("unix:"))
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            listener.bind(str(path))
-            listener.listen(1024)
-            self._unix = path
-            return [listener]
-        family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return [socket.create_server(where[:2], family=family, backlog=1024, reuse_port=reuse_port)]
-
-    def _close_listeners(self) -> None:
-        for descriptor, listener in self._listeners.items():
-            if not self._paused:
-                self._poll.unregister(descriptor)
-            listener.close()
-        self._listeners.clear()
+    def _close_listener(self) -> None:
+        if self._listener is None:
+            return
+        if self._paused is None:
+            self._poll.unregister(self._listener)
+        self._listener.close()
+        self._listener = None
         if self._unix is not None:
             self._unix.unlink(missing_ok=True)
 
@@ -174,7 +170,7 @@ class Http2Transport:
             shared.now_ns = shared.clock()
             self._read(ready)
             shared.deliver()
-            self._service.release()
+            self._release()
             shared.timers.run(shared.now_ns)
             if shared.now_ns >= sweep_ns:
                 sweep_ns = shared.now_ns + SWEEP_NS
@@ -193,10 +189,16 @@ class Http2Transport:
                     connection.on_ready(mask != EPOLLOUT)
                 except Exception as error:  # noqa: BLE001  one connection must not end all
                     self._broken(connection, error)
-            elif descriptor in self._listeners:
-                self._accept(self._listeners[descriptor])
             elif descriptor in self._watched:
                 self._watched[descriptor]()
+            elif self._listener is not None:
+                self._accept(self._listener)
+
+    def _release(self) -> None:
+        try:
+            self._service.release()
+        except Exception as error:  # noqa: BLE001  as in `_read`
+            log.defect("requests could not be released", error)
 
     def _send(self) -> None:
         touched = self._shared.touched
@@ -264,7 +266,11 @@ class Http2Transport:
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._tls is not None:
-            sock = self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            try:
+                sock = self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            except OSError:  # gone before it was accepted
+                sock.close()
+                return
         connection = Connection(sock, self._shared, self._interest, self._closed)
         self._connections[connection.descriptor] = connection
         self._poll.register(connection.descriptor, EPOLLIN)
@@ -275,23 +281,24 @@ class Http2Transport:
     def _closed(self, connection: Connection) -> None:
         self._poll.unregister(connection.descriptor)
         del self._connections[connection.descriptor]
-        if self._paused and len(self._connections) < self._most:
+        if self._paused is not None:
             self._resume()
 
     def _pause(self, why: str) -> None:
         log.warning(why)
-        self._paused = True
-        for descriptor in self._listeners:
-            self._poll.unregister(descriptor)
-        self._shared.timers.add(self._shared.clock() + 10**9, self._resume)
+        assert self._listener is not None
+        self._poll.unregister(self._listener)
+        self._paused = self._shared.timers.add(self._shared.clock() + PAUSE_NS, self._resume)
 
     def _resume(self) -> None:
-        if self._paused and len(self._connections) < self._most:
-            self._paused = False
-            for descriptor in self._listeners:
-                self._poll.register(descriptor, EPOLLIN)
-        elif self._paused:
-            self._shared.timers.add(self._shared.clock() + 10**9, self._resume)
+        if self._paused is None or self._listener is None:
+            return
+        self._paused.cancel()
+        if len(self._connections) < self._most:
+            self._paused = None
+            self._poll.register(self._listener, EPOLLIN)
+        else:
+            self._paused = self._shared.timers.add(self._shared.clock() + PAUSE_NS, self._resume)
 
 
 def _descriptors() -> int:
