@@ -89,10 +89,7 @@ async def measure(options: Options, display: Display, stop: asyncio.Event) -> Ru
         command=options.command,
         mode=REQUEST_RATE if options.open_loop else CONCURRENCY,
         interrupted=stop.is_set(),
-        host={
-            **host(),
-            "sent by": f"{options.client}, {_version('ngh2')}" if options.client == HTTP2 else options.client,
-        },
+        host={**host(), "sent by": options.client},
         targets=tuple(one.target for one in ready),
     )
 
