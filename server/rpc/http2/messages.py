@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from server.errors import Internal, ResourceExhausted
 from server.rpc.call import Buffer
 from server.rpc.http2 import framing
@@ -11,8 +13,13 @@ from server.rpc.http2.framing import PREFIX
 
 LARGE = 1 << 16
 """Bytes of a message from which on it is written to its place as it comes. The memory is asked for when the length is
-known and within the limits; none of it is real before bytes are written there. Collecting parts and joining them costs
+known and within the limits; none of it is real before bytes are written there (a `bytearray` is filled with zeros: 0.3 s
+for 256 MB that a client only announces). Collecting parts and joining them costs
 three times as much for 16 MB: all is touched twice."""
+
+
+PARTS = 64
+"""How many of a small one are kept apart: a part of one byte, or none, costs 40."""
 
 
 class Messages:
@@ -45,6 +52,8 @@ class Messages:
         self._parts.append(data)
         self._have += len(data)
         if self._have < max(self._want, PREFIX.size):
+            if len(self._parts) == PARTS:
+                self._parts = [b"".join(self._parts)]
             return ()
         whole = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         found: list[Buffer] = []
@@ -63,7 +72,7 @@ class Messages:
         rest = whole[at:]
         self._parts, self._have = ([rest], len(rest)) if rest else ([], 0)
         if self._want > LARGE:
-            self._large = memoryview(bytearray(self._want))
+            self._large = np.empty(self._want, np.uint8).data
             self._large[: self._have] = rest
             self._parts = []
         return found
