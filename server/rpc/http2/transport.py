@@ -267,8 +267,9 @@ class Http2Transport:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._tls is not None:
             try:
+                sock.getpeername()  # wrapping one that is gone before it was accepted makes half a socket
                 sock = self._tls.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-            except OSError:  # gone before it was accepted
+            except OSError:
                 sock.close()
                 return
         connection = Connection(sock, self._shared, self._interest, self._closed)
