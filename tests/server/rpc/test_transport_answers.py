@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from server.errors import NotFound
-from server.rpc.call import Call, Deferred, Slow
+from server.rpc.call import Call, Deferred, Routes, Slow
 from server.rpc.status import Code
 from tests.server.rpc.raw import framed, raw, value
 from tests.server.rpc.transports import WAIT, Held, Served, StandIn, begun, serving, unary
@@ -198,10 +198,10 @@ class Faulty(StandIn):
 
     def _hold(self, body: Any, call: Call) -> None:
         held = Held(bytes(body), call)
-        call.on_cancel(self._raise)
+        call.on_cancel(self._refuse_to_go)
         self.held.put(held)
 
-    def _raise(self) -> None:
+    def _refuse_to_go(self) -> None:
         raise ValueError("a defect of on_cancel")
 
 
@@ -228,7 +228,7 @@ def test_a_handler_that_waits_does_not_hold_the_others(served: Served) -> None:
         assert gate.wait(WAIT)
         return bytes(body)
 
-    routes = {"/slow": Slow(wait), "/quick": Deferred(lambda body, call: call.complete(lambda: bytes(body)))}
+    routes: Routes = {"/slow": Slow(wait), "/quick": Deferred(lambda body, call: call.complete(lambda: bytes(body)))}
     with serving(served.kind, StandIn(routes)) as other, raw(other) as client:
         slow = client.request("/slow", framed(b"slow"))
         assert entered.wait(WAIT)

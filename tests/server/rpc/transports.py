@@ -101,7 +101,7 @@ class StandIn:
             "thread": Deferred(self._in_a_thread),
             "released": Deferred(self._at_release),
             "hold": Deferred(self._hold),
-            "deferred_defect": Deferred(lambda body, call: self._defect(body)),
+            "deferred_defect": Deferred(self._raise),
             "answer_defect": Deferred(lambda body, call: call.complete(lambda: self._defect(body))),
             "deferred_missing": Deferred(lambda body, call: call.complete(lambda: self._missing(body))),
             "nothing": Refused(Unsupported("nothing is not supported by this server")),
@@ -135,6 +135,9 @@ class StandIn:
     @staticmethod
     def _missing(body: Buffer) -> bytes:
         raise NotFound(bytes(body).decode())
+
+    def _raise(self, body: Buffer, call: Call) -> None:
+        self._defect(body)
 
     @staticmethod
     def _defect(body: Buffer) -> Answer:

@@ -20,7 +20,7 @@ class Unknown(ServerError):
 
 def with_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `status` know of status 2, by name and by number, for one test."""
-    monkeypatch.setitem(status.CODES, Unknown, 2)  # type: ignore[arg-type]
+    monkeypatch.setitem(status.CODES, Unknown, 2)
 
 
 def routes() -> Routes:
