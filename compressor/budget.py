@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from compressor.metrics import metric_name
 from protos.card import Latency, Metric
@@ -42,6 +42,20 @@ class Throughput:
 
 
 @dataclass(frozen=True, slots=True)
+class Padded:
+    """Whether rows of unequal lengths may be padded to share a batch."""
+
+    declaration: str = ""
+    """For `demiglace.padding`; empty: nothing is padded."""
+    influence: Mapping[str, float] = field(default_factory=dict)
+    """Per output, the largest difference seen between a row padded in a batch and the same row alone."""
+    tolerance: Mapping[str, float] = field(default_factory=dict)
+    """Per output, what that difference was held to."""
+    reason: str = ""
+    """Why nothing is padded; empty too where the model has no mask, so that nobody would expect it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """All that was found out about a result; the report and the card are made from it."""
 
@@ -51,6 +65,8 @@ class Measured:
     bytes: int
     latency: tuple[Latency, ...] = ()
     throughput: Throughput | None = None
+    padding: Padded = Padded()
+    baseline_padding: Padded = Padded()
 
 
 @dataclass(frozen=True, slots=True)

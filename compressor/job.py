@@ -133,7 +133,8 @@ class Publication:
     instance_group: Instances | None = None
     dynamic_batching: Batching | None = None
     parameters: Mapping[str, str] = field(default_factory=dict)
-    """The backend's own, as `intra_op_thread_count`."""
+    """The backend's own, as `intra_op_thread_count`; `demiglace.padding` (docs/padding.md) in place of what is found,
+    `none` for none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,16 @@ def fingerprint(job: Job) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def filled(job: Job) -> dict[str, int]:
+    """What the source itself says that inputs are padded with, by input."""
+    source = job.source
+    if source.huggingface is None:
+        return {}
+    config = folder(source.huggingface, Where(job.recipe, "source.huggingface")) / "config.json"
+    token = json.loads(config.read_text(encoding="utf-8")).get("pad_token_id")
+    return {"input_ids": token} if isinstance(token, int) else {}
+
+
 def folder(spec: str, where: Where) -> Path:
     """The folder of a Hugging Face model: in an installed package, on disk, or fetched from the hub."""
     if spec.startswith("package:"):

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from compressor import host, onnx_file
 from compressor.artifact import Artifact, Axis, Tensor
-from compressor.budget import Measured
+from compressor.budget import Measured, Padded
 from compressor.fields import Where
 from compressor.interface import batched
 from compressor.job import Job, Publication
 from compressor.pipeline import versions
-from protos import card, repository
+from protos import card, padding, repository
 from protos.card import Card
-from protos.model_config import DynamicBatching, InstanceGroup, ModelConfig, TensorSpec
+from protos.model_config import ConfigError, DynamicBatching, InstanceGroup, ModelConfig, TensorSpec
 
 MODEL = "model.onnx"
 MAX_BATCH_SIZE = 8
@@ -33,9 +33,11 @@ class Published:
     """False where the latest version is this one already."""
 
 
-def config(name: str, artifact: Artifact, publication: Publication | None, where: Where) -> ModelConfig:
-    """The entry's configuration, inputs and outputs spelled out. Raises RecipeError when the recipe's batching does not
-    go with the model."""
+def config(
+    name: str, artifact: Artifact, publication: Publication | None, where: Where, padded: Padded | None = None
+) -> ModelConfig:
+    """The entry's configuration, inputs and outputs spelled out. Raises RecipeError when the recipe's batching or
+    padding does not go with the model."""
     free = batched(artifact)
     wanted = publication.max_batch_size if publication else None
     if wanted and not free:
@@ -45,7 +47,10 @@ def config(name: str, artifact: Artifact, publication: Publication | None, where
     largest = (MAX_BATCH_SIZE if free else 0) if wanted is None else wanted
     batching = publication.dynamic_batching if publication else None
     instances = publication.instance_group if publication else None
-    return ModelConfig(
+    parameters = dict(publication.parameters) if publication else {}
+    if padded is not None and padded.declaration and largest > 0:
+        parameters.setdefault(padding.KEY, padded.declaration)
+    made = ModelConfig(
         name=name,
         platform="onnxruntime_onnx",
         max_batch_size=largest,
@@ -59,8 +64,13 @@ def config(name: str, artifact: Artifact, publication: Publication | None, where
         )
         if batching
         else None,
-        parameters=dict(publication.parameters) if publication else {},
+        parameters=parameters,
     )
+    try:
+        padding.read(made)
+    except ConfigError as error:
+        raise where.at("parameters").fault(str(error)) from error
+    return made
 
 
 def _spec(tensor: Tensor, without_batch: bool, where: Where) -> TensorSpec:
@@ -95,9 +105,11 @@ def publish(
     if publication.baseline is not None:
         original = _original(measured)
         proof = _card(publication.baseline, baseline, original, inputs_sha256, {})
-        done.append(_write(config(publication.baseline, baseline, publication, where), baseline, proof, publication))
+        wanted = config(publication.baseline, baseline, publication, where, original.padding)
+        done.append(_write(wanted, baseline, proof, publication))
     proof = _card(job.name, result, measured, inputs_sha256, job.budget)
-    done.append(_write(config(job.name, result, publication, where), result, proof, publication))
+    wanted = config(job.name, result, publication, where, measured.padding)
+    done.append(_write(wanted, result, proof, publication))
     return tuple(done)
 
 
@@ -145,7 +157,18 @@ def _original(measured: Measured) -> Measured:
         output_error=dict.fromkeys(measured.output_error, none),
         bytes=measured.baseline_bytes,
         latency=tuple(dataclasses.replace(row, p50=row.baseline_p50, p99=row.baseline_p99) for row in measured.latency),
+        padding=measured.baseline_padding,
     )
+
+
+def _errors(measured: Measured) -> Mapping[str, Mapping[str, float]]:
+    """Against the original, and what padding does where the entry declares it."""
+    found = {name: dict(error) for name, error in measured.output_error.items()}
+    if measured.padding.declaration:
+        for name, influence in measured.padding.influence.items():
+            own = {"padding_influence": influence, "padding_tolerance": measured.padding.tolerance[name]}
+            found.setdefault(name, {}).update(own)
+    return found
 
 
 def _card(
@@ -157,7 +180,7 @@ def _card(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         trail=artifact.trail,
         metrics=measured.metrics,
-        output_error=measured.output_error,
+        output_error=_errors(measured),
         baseline_bytes=measured.baseline_bytes,
         bytes=measured.bytes,
         latency=measured.latency,

@@ -69,7 +69,20 @@ def rows(measured: Measured) -> list[Row]:
         if "batch_influence" in error:
             parts.append(f"in a batch against alone ≤ {error['batch_influence']:.2g}")
         found.append((f"error of {name}", "", "", ", ".join(parts)))
-    return found + _served(measured)
+    return found + _padding(measured) + _served(measured)
+
+
+def _padding(measured: Measured) -> list[Row]:
+    """Whether rows of unequal lengths may share a batch; no row where nobody would expect it."""
+    before, after = measured.baseline_padding, measured.padding
+    if not any((before.declaration, before.reason, after.declaration, after.reason)):
+        return []
+    moved = ", ".join(
+        f"moves {name} by ≤ {influence:.2g}, allowed is {after.tolerance[name]:.2g}"
+        for name, influence in after.influence.items()
+    )
+    original, result = ("yes" if one.declaration else "no" for one in (before, after))
+    return [("may be padded", original, result, after.reason or before.reason or moved)]
 
 
 def _served(measured: Measured) -> list[Row]:

@@ -6,8 +6,9 @@ import dataclasses
 from argparse import Namespace
 from pathlib import Path
 
-from compressor import budget, evaluate, measure, onnx_file, pipeline, publish, report
-from compressor.budget import Measured, Verdict
+from compressor import budget, evaluate, load, measure, onnx_file, padding, pipeline, publish, report
+from compressor.artifact import Artifact
+from compressor.budget import Measured, Padded, Verdict
 from compressor.errors import OverBudget, Refused
 from compressor.fields import Where
 from compressor.job import Job
@@ -34,6 +35,8 @@ def run(job: Job, options: Namespace, teller: Teller | None = None) -> int:
     made = runner.run()
     publish.config(job.name, made.result, job.publish, Where(job.recipe, "publish"))
     measured = _measure(job, made, teller)
+    if job.publish is not None:
+        measured = _pad(job, runner, made, measured, teller)
     verdicts = budget.judge(job.budget, measured)
     broken = [verdict for verdict in verdicts if not verdict.kept]
     slower = None if job.insist else budget.slower_as_served(job.budget, measured)
@@ -76,6 +79,16 @@ def _measure(job: Job, made: Made, teller: Teller) -> Measured:
         latency,
         throughput,
     )
+
+
+def _pad(job: Job, runner: pipeline.Runner, made: Made, measured: Measured, teller: Teller) -> Measured:
+    filled = load.filled(job)
+
+    def prove(artifact: Artifact) -> Padded:
+        return padding.prove(artifact, filled, runner.samples("evaluation", artifact), job.seed)
+
+    with teller.stage("prove what may be padded"):
+        return dataclasses.replace(measured, baseline_padding=prove(made.baseline), padding=prove(made.result))
 
 
 def _publish(job: Job, made: Made, measured: Measured) -> tuple[publish.Published, ...]:

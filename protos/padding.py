@@ -26,6 +26,8 @@ from protos.datatypes import Datatype
 from protos.model_config import ConfigError, ModelConfig, TensorSpec
 
 KEY = "demiglace.padding"
+NONE = "none"
+"""The value that says in words what an absent parameter says."""
 _AXIS = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:<=\s*([0-9]{1,18}))?\s*:(.*)", re.DOTALL)
 _PLACE = re.compile(r"\s*([^\s,;\[\]=<>]+)\s*\[\s*([0-9]{1,4})\s*\]\s*(?:=\s*(\S{1,40}?)\s*)?")
 _GRAMMAR = '"axis: input[dim]=value, … -> output[dim], …"'
@@ -80,8 +82,8 @@ def dump(padding: Padding) -> str:
 def read(config: ModelConfig) -> Padding | None:
     """What a (completed) configuration declares, checked against its inputs and outputs; None where it declares
     nothing. Raises ConfigError."""
-    text = config.parameters.get(KEY, "")
-    if not text.strip():
+    text = config.parameters.get(KEY, NONE)
+    if text.strip() in ("", NONE):
         return None
     try:
         padding = parse(text)

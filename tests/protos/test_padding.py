@@ -122,7 +122,7 @@ def test_a_declaration_travels_in_the_configuration() -> None:
     assert padding.read(again) == padding.read(wanted) == padding.parse(wanted.parameters[KEY])
 
 
-@pytest.mark.parametrize("text", ["", "  "])
+@pytest.mark.parametrize("text", ["", "  ", "none"])
 def test_nothing_declared_is_nothing_padded(text: str) -> None:
     assert padding.read(config(text)) is None
     assert padding.read(ModelConfig("m")) is None
