@@ -13,9 +13,9 @@ from server.rpc.http2.framing import PREFIX
 
 LARGE = 1 << 16
 """Bytes of a message from which on it is written to its place as it comes. The memory is asked for when the length is
-known and within the limits; none of it is real before bytes are written there (a `bytearray` is filled with zeros, 0.3 s
-of it for 256 MB that a client only announces). Collecting parts and joining them costs three times as much for 16 MB:
-all is touched twice."""
+known and within the limits; none of it is real before bytes are written there (a `bytearray` is filled with zeros,
+which takes 0.3 s for 256 MB that a client only announces). Collecting parts and joining them costs three times as much
+for 16 MB: all is touched twice."""
 PARTS = 64
 """How many of a small one are kept apart: a part of one byte, or none, costs 40."""
 
