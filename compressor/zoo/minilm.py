@@ -12,7 +12,7 @@ import importlib.util
 import io
 import random
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ TEXT_PACKAGE = "vaderSentiment==3.3.2"
 ARCHIVE = "vaderSentiment-3.3.2.tar.gz"
 ARCHIVE_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 INNER = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+TWEETS = "tweets"
 SOURCES = ("nytEditorialSnippets", "amazonReviewSnippets", "movieReviewSnippets")
 LARGEST = 16 << 20
 """Bytes of any one file inside the archives; the largest has 2.3 MB."""
@@ -82,7 +83,7 @@ def passages(words: int) -> list[list[str]]:
     return found
 
 
-def read_snippets() -> dict[str, list[str]]:
+def read_snippets(sources: Sequence[str] = SOURCES) -> dict[str, list[str]]:
     """The snippets of each source, in the order of the files. Raises RecipeError where the archive is not there."""
     path = next(
         (place / ARCHIVE for place in (DATA, Path.cwd() / ".cache" / "data") if (place / ARCHIVE).is_file()), None
@@ -98,7 +99,7 @@ def read_snippets() -> dict[str, list[str]]:
         raise RecipeError(f"{path}: SHA-256 is {digest}, expected {ARCHIVE_SHA256}; delete it and run `make install`")
     inner = _member(content, INNER, path)
     found = {}
-    for source in SOURCES:
+    for source in sources:
         lines = _member(inner, f"hutto_ICWSM_2014/{source}_GroundTruth.txt", path).decode("utf-8").splitlines()
         found[source] = [line.split("\t", 2)[2].strip() for line in lines if line.count("\t") >= 2]
     return found

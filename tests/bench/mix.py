@@ -1,0 +1,263 @@
+"""Texts of mixed lengths: batches padded within buckets of length against batches of equal shapes, in turn
+
+    python -m tests.bench.mix [--quick]
+
+The mix: the ground-truth texts of Hutto and Gilbert's VADER corpus as they are, tweets and single sentences of
+newspaper editorials, product and film reviews, all 23,703 of them shuffled with seed 0, and of these the first ones;
+tokenized by the model's own tokenizer, each a request of one row, 64 in flight. One server holds each model twice: as
+it is published, and with `demiglace.padding` set to `none`. Every answer is compared with what a bare onnxruntime
+session gives for that text alone. Waste is padded tokens over all tokens run; that of padding in arrival order is
+reckoned for batches of as many neighbours as the entry's batcher takes from a full queue. What a row costs the server
+in processor time is shown beside the rate: it says the same on a host that has other work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import tempfile
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import psutil
+from tokenizers import Tokenizer
+
+from compressor.zoo import minilm
+from protos import card, repository
+from protos.padding import KEY, NONE
+from protos.wire import service
+from tests.bench.figures import ROWS, Figure, in_turn
+from tests.bench.mix_client import framed, send
+from tests.bench.suite.plan import Plan
+from tests.children import ROOT, ServerChild, started_server
+
+REPOSITORY = ROOT / "model_repo"
+MODELS = ("minilm", "minilm-int8")
+PADDED, EQUAL = "padded", "equal shapes"
+REFERENCE = EQUAL
+OUTPUT = "sentence_embedding"
+IN_FLIGHT = 64
+LONGEST = 256
+"""Tokens; what sentence-transformers cuts texts for this model at. The longest text here has 203."""
+GOAL, WASTE_GOAL = 1.5, 0.5
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass
+class Turn:
+    """All texts once."""
+
+    rate: float
+    client_cores: float
+    server_cores: float
+    """Processor seconds per second."""
+    worst: float
+    """The largest difference of an element from the lone answer."""
+
+
+@dataclass
+class Mix:
+    """One model, both ways."""
+
+    model: str
+    tolerance: float
+    turns: dict[str, list[Turn]] = field(default_factory=dict)
+    rows_per_run: dict[str, float] = field(default_factory=dict)
+    waste: float | None = None
+    """None: the server counted nothing."""
+    arrival_waste: float = 0.0
+
+    def rate(self, way: str) -> float:
+        return statistics.median(turn.rate for turn in self.turns[way])
+
+    def row_ms(self, way: str) -> float:
+        """Processor time of the server for a row."""
+        return statistics.median(turn.server_cores / turn.rate for turn in self.turns[way]) * 1e3
+
+    @property
+    def ratio(self) -> float:
+        return self.rate(PADDED) / self.rate(EQUAL)
+
+    def worst(self, way: str) -> float:
+        return max(turn.worst for turn in self.turns[way])
+
+
+def texts() -> list[str]:
+    """The whole mix, in its order."""
+    found = [text for source in minilm.read_snippets((minilm.TWEETS, *minilm.SOURCES)).values() for text in source]
+    random.Random(0).shuffle(found)
+    return found
+
+
+def tokenized(chosen: Sequence[str]) -> list[Array]:
+    tokenizer = Tokenizer.from_file(str(minilm.folder() / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(LONGEST)
+    return [np.array([encoding.ids], np.int64) for encoding in tokenizer.encode_batch(list(chosen))]
+
+
+def alone(model: str, tokens: Sequence[Array]) -> list[Array]:
+    """What the model gives for each text by itself, without a server."""
+    entry = repository.read(REPOSITORY, model)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    file = repository.model_file(entry, max(entry.versions))
+    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+    def run(ids: Array) -> Array:
+        answer: Array = session.run([OUTPUT], {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
+        return answer
+
+    with ThreadPoolExecutor(psutil.cpu_count() or 1) as pool:
+        return list(pool.map(run, tokens))
+
+
+def message(model: str, ids: Array) -> bytes:
+    request = service.ModelInferRequest(model_name=model)
+    for name in ("input_ids", "attention_mask"):
+        request.inputs.add(name=name, datatype="INT64", shape=ids.shape)
+    request.raw_input_contents.extend([ids.tobytes(), np.ones_like(ids).tobytes()])
+    return request.SerializeToString()
+
+
+def arrival_waste(lengths: Sequence[int], rows: int) -> float:
+    """Of batches of `rows` neighbours, each padded to its longest."""
+    batches = [lengths[i : i + rows] for i in range(0, len(lengths), rows)]
+    return 1 - sum(lengths) / sum(max(batch) * len(batch) for batch in batches)
+
+
+def counters(child: ServerChild, model: str) -> dict[str, float]:
+    """The metrics of a model, by name."""
+    with urllib.request.urlopen(f"http://{child.address('metrics')}/metrics") as page:
+        lines = page.read().decode().splitlines()
+    split = (line.rpartition(" ") for line in lines if f'model="{model}"' in line)
+    return {name.partition("{")[0]: float(value) for name, _, value in split}
+
+
+def _write(root: Path, model: str) -> dict[str, str]:
+    """The model twice below `root`; their names by way."""
+    entry = repository.read(REPOSITORY, model)
+    file = repository.model_file(entry, max(entry.versions))
+    if KEY not in entry.config.parameters:
+        raise RuntimeError(f"{model} in {REPOSITORY} declares no padding: make it anew with its recipe")
+    names = {PADDED: f"{model}-padded", EQUAL: f"{model}-equal"}
+    changes = {PADDED: {}, EQUAL: {KEY: NONE}}
+    for way, name in names.items():
+        parameters = {**entry.config.parameters, **changes[way]}
+        repository.write(root, replace(entry.config, name=name, parameters=parameters), {file.name: file})
+    return names
+
+
+def measure(model: str, tokens: Sequence[Array], repeats: int) -> Mix:
+    entry = repository.read(REPOSITORY, model)
+    proof = card.read(entry.version_path(max(entry.versions)))
+    assert proof is not None
+    expected = alone(model, tokens)
+    mix = Mix(model, proof.output_error[OUTPUT]["padding_tolerance"])
+    batching = entry.config.dynamic_batching
+    full = max(batching.preferred_batch_size if batching else (), default=entry.config.max_batch_size)
+    mix.arrival_waste = arrival_waste([ids.shape[1] for ids in tokens], full)
+    with tempfile.TemporaryDirectory() as folder:
+        names = _write(Path(folder) / "models", model)
+        files = {}
+        for way, name in names.items():
+            files[way] = Path(folder) / f"{name}.requests"
+            files[way].write_bytes(framed(message(name, ids) for ids in tokens))
+        with started_server(Path(folder) / "models") as child:
+            server = psutil.Process(child.process.pid)
+
+            def turn(way: str) -> Turn:
+                before = sum(server.cpu_times()[:2])
+                sent = send(child.url, IN_FLIGHT, files[way], Path(folder) / "answers")
+                used = (sum(server.cpu_times()[:2]) - before) / sent.seconds
+                worst = max(map(_distance, sent.answers, expected))
+                return Turn(len(tokens) / sent.seconds, sent.cores, used, worst)
+
+            turn(PADDED), turn(EQUAL)  # every length's first run
+            start = {way: counters(child, name) for way, name in names.items()}
+            mix.turns = in_turn({PADDED: lambda: turn(PADDED), EQUAL: lambda: turn(EQUAL)}, repeats)
+            for way, name in names.items():
+                now = counters(child, name)
+                done = {key: value - start[way].get(key, 0) for key, value in now.items()}
+                mix.rows_per_run[way] = done["nv_inference_count"] / done["nv_inference_exec_count"]
+                if way == PADDED and done.get("demiglace_padding_computed_elements"):
+                    mix.waste = done["demiglace_padding_elements"] / done["demiglace_padding_computed_elements"]
+    return mix
+
+
+def _distance(answer: bytes, expected: Array) -> float:
+    raw = service.ModelInferResponse.FromString(answer).raw_output_contents[0]
+    return float(np.abs(np.frombuffer(raw, np.float32) - expected.reshape(-1)).max())
+
+
+def bench_mix(quick: bool) -> dict[str, Any]:
+    """Measure both models and print; the figures by model."""
+    everything = texts()
+    tokens = tokenized(everything[: 512 if quick else 2048])
+    lengths = np.array([ids.shape[1] for ids in tokens])
+    spread = ", ".join(f"{q} %: {np.percentile(lengths, q):.0f}" for q in (10, 25, 50, 75, 90, 100))
+    print(f"{len(tokens)} of {len(everything)} texts; tokens at {spread}; {IN_FLIGHT} in flight", flush=True)
+    found: dict[str, Any] = {"lengths": lengths.tolist()}
+    for model in MODELS:
+        mix = measure(model, tokens, 2 if quick else 5)
+        _show(mix)
+        found[model] = {**asdict(mix), "ratio": mix.ratio}
+    return found
+
+
+def _show(mix: Mix) -> None:
+    cost = mix.row_ms(EQUAL) / mix.row_ms(PADDED)
+    print(f"{mix.model}: {mix.ratio:.2f} × the throughput of equal shapes (wanted: {GOAL} ×), {cost:.2f} × per core")
+    for way in (EQUAL, PADDED):
+        turns = mix.turns[way]
+        off = max(abs(turn.rate / mix.rate(way) - 1) for turn in turns)
+        client = statistics.median(turn.client_cores for turn in turns)
+        server = statistics.median(turn.server_cores for turn in turns)
+        print(
+            f"  {way}: {mix.rate(way):.1f} rows/s ±{off:.0%}, {mix.rows_per_run[way]:.2f} rows a run; "
+            f"{mix.row_ms(way):.2f} ms of processor time a row, server {server:.2f} cores, client {client:.2f}; "
+            f"{mix.worst(way):.2g} from the lone answers at most"
+        )
+    verdict = "kept" if mix.worst(PADDED) <= mix.tolerance else "BROKEN"
+    print(f"  tolerance of padded answers, from the card: {mix.tolerance:.2g}: {verdict}")
+    if mix.waste is None:
+        print(f"  padding waste: not counted by this server; in arrival order it is {mix.arrival_waste:.1%}")
+    else:
+        part = mix.waste / mix.arrival_waste
+        print(
+            f"  padding waste {mix.waste:.1%}; in arrival order it is {mix.arrival_waste:.1%}: {part:.2f} of it "
+            f"(wanted: < {WASTE_GOAL})",
+            flush=True,
+        )
+
+
+def run(plan: Plan) -> list[Figure]:
+    """As a benchmark among the others."""
+    found = bench_mix(plan.quick)
+    figures = []
+    for model in MODELS:
+        one = found[model]
+        waste = "not counted" if one["waste"] is None else f"{one['waste']:.1%}"
+        worst = max(turn["worst"] for turn in one["turns"][PADDED])
+        note = (
+            f"{model}: padding waste {waste}, in arrival order {one['arrival_waste']:.1%}; answers at most {worst:.2g} "
+            f"from the lone ones, tolerance {one['tolerance']:.2g}"
+        )
+        for way in (EQUAL, PADDED):
+            rates = tuple(turn["rate"] for turn in one["turns"][way])
+            figures.append(Figure("mix", way, f"{model}, mixed lengths", f"{IN_FLIGHT} in flight", ROWS, rates, note))
+    return figures
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer texts and repeats")
+    bench_mix(parser.parse_args().quick)
