@@ -57,11 +57,16 @@ def make(service: Service, clock: Callable[[], int], settings: GrpcSettings) -> 
 
 def _ours(service: Service, clock: Callable[[], int], settings: GrpcSettings) -> Transport | None:
     try:
+        from server.rpc.fronts.transport import FrontsTransport
         from server.rpc.http2 import Http2Transport, library
     except ImportError as error:  # no ngh2, or no epoll
         log.warning("our HTTP/2 transport cannot be had, grpcio serves instead", reason=error)
         return None
     try:
+        if settings.front_processes:
+            library.check()  # here, where the other way is still open
+            # deadlines go to the fronts and back on the clock that processes share, whatever `clock` is
+            return FrontsTransport(service, settings.limits, settings.tls, settings.front_processes)
         return Http2Transport(service, clock, settings.limits, settings.tls)
     except library.Unusable as error:
         log.warning("our HTTP/2 transport does not work here, grpcio serves instead", reason=error)

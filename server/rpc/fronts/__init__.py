@@ -1,0 +1,1 @@
+"""Several front-end processes before one engine; `transport.py` is the door."""
