@@ -17,9 +17,9 @@ import argparse
 import random
 import statistics
 import tempfile
+import time
 import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from compressor.zoo import minilm
 from protos import card, repository
 from protos.padding import KEY, NONE
 from protos.wire import service
+from server.batching.padding import join, longest_of
 from tests.bench.figures import ROWS, Figure, in_turn
 from tests.bench.mix_client import framed, send
 from tests.bench.suite.plan import Plan
@@ -69,6 +70,8 @@ class Mix:
 
     model: str
     tolerance: float
+    limit: float
+    """What a bare loop gains from batches."""
     turns: dict[str, list[Turn]] = field(default_factory=dict)
     rows_per_run: dict[str, float] = field(default_factory=dict)
     waste: float | None = None
@@ -104,20 +107,31 @@ def tokenized(chosen: Sequence[str]) -> list[Array]:
     return [np.array([encoding.ids], np.int64) for encoding in tokenizer.encode_batch(list(chosen))]
 
 
-def alone(model: str, tokens: Sequence[Array]) -> list[Array]:
-    """What the model gives for each text by itself, without a server."""
+def bare(model: str, tokens: Sequence[Array], largest: int) -> tuple[list[Array], float]:
+    """What the model gives for each text by itself, without a server, and how many times as fast the texts go in
+    batches of `largest`, sorted by length: the model has no more to gain. By processor time of one thread."""
     entry = repository.read(REPOSITORY, model)
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     file = repository.model_file(entry, max(entry.versions))
     session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    spent = {1: 0.0, largest: 0.0}
 
-    def run(ids: Array) -> Array:
-        answer: Array = session.run([OUTPUT], {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
+    def run(arrays: Sequence[Array], rows: int) -> Array:
+        ids = np.zeros((len(arrays), longest_of(arrays)[0]), np.int64)
+        mask = np.zeros_like(ids)
+        join(arrays, np.array(0), ids)
+        join([np.ones_like(array) for array in arrays], np.array(0), mask)
+        start = time.thread_time()
+        answer: Array = session.run([OUTPUT], {"input_ids": ids, "attention_mask": mask})[0]
+        spent[rows] += time.thread_time() - start
         return answer
 
-    with ThreadPoolExecutor(psutil.cpu_count() or 1) as pool:
-        return list(pool.map(run, tokens))
+    answers = [run([array], 1) for array in tokens]
+    ordered = sorted(tokens, key=np.size)
+    for i in range(0, len(ordered), largest):
+        run(ordered[i : i + largest], largest)
+    return answers, spent[1] / spent[largest]
 
 
 def message(model: str, ids: Array) -> bytes:
@@ -160,8 +174,8 @@ def measure(model: str, tokens: Sequence[Array], repeats: int) -> Mix:
     entry = repository.read(REPOSITORY, model)
     proof = card.read(entry.version_path(max(entry.versions)))
     assert proof is not None
-    expected = alone(model, tokens)
-    mix = Mix(model, proof.output_error[OUTPUT]["padding_tolerance"])
+    expected, limit = bare(model, tokens, entry.config.max_batch_size)
+    mix = Mix(model, proof.output_error[OUTPUT]["padding_tolerance"], limit)
     batching = entry.config.dynamic_batching
     full = max(batching.preferred_batch_size if batching else (), default=entry.config.max_batch_size)
     mix.arrival_waste = arrival_waste([ids.shape[1] for ids in tokens], full)
@@ -216,6 +230,7 @@ def bench_mix(quick: bool) -> dict[str, Any]:
 def _show(mix: Mix) -> None:
     cost = mix.row_ms(EQUAL) / mix.row_ms(PADDED)
     print(f"{mix.model}: {mix.ratio:.2f} × the throughput of equal shapes (wanted: {GOAL} ×), {cost:.2f} × per core")
+    print(f"  a bare loop over the texts sorted by length gains {mix.limit:.2f} × from batches")
     for way in (EQUAL, PADDED):
         turns = mix.turns[way]
         off = max(abs(turn.rate / mix.rate(way) - 1) for turn in turns)
@@ -248,8 +263,9 @@ def run(plan: Plan) -> list[Figure]:
         waste = "not counted" if one["waste"] is None else f"{one['waste']:.1%}"
         worst = max(turn["worst"] for turn in one["turns"][PADDED])
         note = (
-            f"{model}: padding waste {waste}, in arrival order {one['arrival_waste']:.1%}; answers at most {worst:.2g} "
-            f"from the lone ones, tolerance {one['tolerance']:.2g}"
+            f"{model}: a bare loop over sorted texts gains {one['limit']:.2f} × from batches; padding waste {waste}, in "
+            f"arrival order {one['arrival_waste']:.1%}; answers at most {worst:.2g} from the lone ones, tolerance "
+            f"{one['tolerance']:.2g}"
         )
         for way in (EQUAL, PADDED):
             rates = tuple(turn["rate"] for turn in one["turns"][way])
