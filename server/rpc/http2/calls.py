@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 LARGE = 1 << 20
 """Bytes of a message from which on decoding leaves the loop: half a million BYTES elements take some 50 ms."""
 DEFECT = Internal("internal error, see the server's log")
+FULL = ResourceExhausted("clients leave as many bytes of answers unread as this server may hold; try again")
 
 
 class BaseCall:
@@ -233,6 +234,9 @@ class UnaryCall(BaseCall):
             log.defect("handler failed", error)
             self.fail(DEFECT)
             return
+        if self._shared.full:
+            self.fail(FULL)
+            return
         self._close()
         trailers = framing.OK_TRAILERS
         if self._trailers:
@@ -300,6 +304,11 @@ class StreamCall(BaseCall):
 
     def _send(self, message: Answer) -> None:
         if self.ended:
+            return
+        if self._shared.full:
+            self.fail(FULL)
+            self._connection.reset(self._stream)
+            self._abandon()
             return
         unread = self._connection.send(self._stream, self._first(), framing.framed(message))
         limit = self._shared.limits.unread_bytes

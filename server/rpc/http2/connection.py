@@ -13,9 +13,10 @@ from collections.abc import Callable
 from server.errors import ServerError
 from server.logs import log
 from server.rpc.call import Buffer, Stream
-from server.rpc.http2 import framing, library
+from server.rpc.http2 import framing, handshake, library
 from server.rpc.http2.calls import StreamCall, UnaryCall
 from server.rpc.http2.framing import Headers
+from server.rpc.http2.handshake import Waits
 from server.rpc.http2.library import DataReceived, RequestReceived
 from server.rpc.http2.outgoing import SLICE_BYTES, Outgoing
 from server.rpc.http2.pings import Pings
@@ -24,6 +25,7 @@ from server.rpc.status import Code, code_of, text_of
 
 WRITE_BYTES = 1 << 18
 """Bytes of one system call; more at once would be copied again when the socket takes only part of them."""
+FAREWELL = b"farewell"  # what the ping says that follows the first GOAWAY
 _WAIT = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, InterruptedError)
 
 
@@ -41,21 +43,20 @@ class Connection:
         self.descriptor = sock.fileno()
         self.calls: dict[int, UnaryCall | StreamCall] = {}
         self._socket = sock
-        self._tls = isinstance(sock, ssl.SSLSocket)
-        self._shaking = self._tls
-        """Whether the TLS handshake is still under way."""
+        self._tls = self._shaking = isinstance(sock, ssl.SSLSocket)
         self._http2 = library.accept(shared.limits)
         self._on_interest = on_interest
         self._on_closed = on_closed
         self._unsent: memoryview | None = None
         self._blocked = False
-        self._outbox: dict[int, Outgoing] = {}
-        """What the library has not been given yet, by stream."""
+        self._outbox: dict[int, Outgoing] = {}  # by stream, what the library has not been given yet
         self._resets: list[int] = []
         """Streams to be reset once what ends them has gone out, if their client still sends."""
         self._owed = 0
-        """Bytes of large answers counted as buffered."""
-        self._ending = False
+        """Bytes of answers counted as buffered."""
+        self._ending = self._called = False
+        self._over = False
+        """Whether the library is done with it, whatever it still holds."""
         self._left_ns: int | None = None
         """When we said our last; what the client still sends is read, and dropped, until it closes."""
         self.open = True
@@ -107,11 +108,8 @@ class Connection:
         for event in self._http2.events():  # sending, too, brings some: the end of streams and of the connection
             self._other(event)
         if self._owed:
-            left = self._waiting()
-            if left < self._owed:
-                self.shared.buffered -= self._owed - left
-                self._owed = left
-        if self._ending and self._unsent is None and self.open and not self.calls and not self._waiting():
+            self._owe(self._waiting() - self._owed)
+        if self._ending and self._unsent is None and (self._over or not (self.calls or self._waiting())):
             self._leave()
 
     def sweep(self, now_ns: int) -> None:
@@ -129,7 +127,7 @@ class Connection:
         for call in [c for c in self.calls.values() if c.since_ns is not None and c.since_ns < late]:
             call.too_slow()
             self.shared.touched[self] = None
-        left = self._waiting() + (0 if self._unsent is None else len(self._unsent))
+        left = self._waiting()
         if not left or left != self._left:
             self.stalled_ns = None
         if left and self.stalled_ns is None:
@@ -149,21 +147,25 @@ class Connection:
             self.shared.touched[self] = None
 
     def go_away(self, final: bool) -> None:
-        """Tell the client to send no new calls here; with `final`, close when the open ones have ended."""
-        if not self.open:
-            return
-        try:
-            if final:
-                self._ending = True
-                self._http2.send_goaway()
-            else:
-                self._http2.send_shutdown_notice()
-        except library.Http2Error:  # never begun, or already ending
-            self._ending = True
+        """Tell the client to send no new calls here; with `final`, close when the open ones have ended.
+
+        First without, then with, when a ping says that the client knows (RFC 9113, 6.8). Not to those who have not
+        called yet: clients of gRPC's core (1.85) that are told as they connect try here without end, and read no more.
+        """
+        self._ending |= final
+        if self.open and self._called:
+            with contextlib.suppress(library.Http2Error):  # already ending
+                if final:
+                    self._http2.send_goaway()
+                else:
+                    self._http2.send_shutdown_notice()
+                    self._http2.ping(FAREWELL)
         self.shared.touched[self] = None
 
     def _leave(self) -> None:
         """Say no more, and close when the client does: to close while it sends would cost it what it has not read."""
+        if not self.open:
+            return
         self._left_ns = self.shared.now_ns
         try:
             self._socket.shutdown(socket.SHUT_WR)
@@ -176,8 +178,7 @@ class Connection:
             return
         self.open = False
         self.shared.touched.pop(self, None)
-        self.shared.buffered -= self._owed
-        self._owed = 0
+        self._owe(-self._owed)
         for call in list(self.calls.values()):
             call.cancel()
         self.calls.clear()
@@ -210,13 +211,12 @@ class Connection:
                 http2.send_response(stream, first)
             if len(parts) == 1 and not self._outbox:
                 http2.send_data(stream, parts[0])
+                self._owe(len(parts[0]))
                 return http2.queued_body_size(stream)
         except library.Http2Error:
             return 0
         outgoing = self._outbox.setdefault(stream, Outgoing())
-        size = outgoing.add(parts)
-        self._owed += size
-        self.shared.buffered += size
+        self._owe(outgoing.add(parts))
         return outgoing.size + http2.queued_body_size(stream)
 
     def end(self, stream: int, first: Headers | None, trailers: Headers) -> None:
@@ -244,25 +244,18 @@ class Connection:
     # --- inside ---
 
     def _shake(self) -> bool:
+        """Whether the TLS handshake is done."""
         assert isinstance(self._socket, ssl.SSLSocket)
         try:
-            self._socket.do_handshake()
-        except ssl.SSLWantReadError:
-            return False
-        except ssl.SSLWantWriteError:
-            self._on_interest(self.descriptor, True)
-            return False
+            waits = handshake.step(self._socket)
         except OSError as error:  # ssl.SSLError among them
             if log.is_verbose:
                 log.verbose("TLS handshake failed", reason=error)
             self.close()
             return False
-        if self._socket.selected_alpn_protocol() != "h2":
-            self.close()
-            return False
-        self._shaking = False
-        self._on_interest(self.descriptor, False)
-        return True
+        self._on_interest(self.descriptor, waits is Waits.WRITABLE)
+        self._shaking = waits is not Waits.NOTHING
+        return not self._shaking
 
     def _receive(self, data: memoryview) -> None:
         http2 = self._http2
@@ -287,6 +280,7 @@ class Connection:
                 self._other(event)
 
     def _request(self, event: RequestReceived) -> None:
+        self._called = True
         shared = self.shared
         head = shared.head(event.headers)
         stream = event.stream_id
@@ -330,8 +324,11 @@ class Connection:
                 elif self._pings.too_many(self.shared.now_ns):
                     self._http2.send_goaway(library.ENHANCE_YOUR_CALM, debug_data=b"too_many_pings")
                     self._last_words()
+            case library.PingAcknowledged():
+                if event.opaque_data == FAREWELL:
+                    self.go_away(final=True)
             case library.ConnectionClosed():
-                self._ending = True
+                self._ending = self._over = True
                 self._outbox.clear()
                 for call in list(self.calls.values()):
                     call.cancel()
@@ -354,7 +351,14 @@ class Connection:
 
     def _waiting(self) -> int:
         """Bytes of answers that the client has not let us send."""
-        return self._http2.queued_body_size() + sum(outgoing.size for outgoing in self._outbox.values())
+        left = self._http2.queued_body_size()
+        if self._unsent is not None:
+            left += len(self._unsent)
+        return left + sum(outgoing.size for outgoing in self._outbox.values()) if self._outbox else left
+
+    def _owe(self, size: int) -> None:
+        self._owed += size
+        self.shared.buffered += size
 
     def _top_up(self) -> None:
         """Give the library more of each large answer: a slice at a time, since it copies what it is given."""

@@ -96,6 +96,11 @@ class Shared:
         self.buffered += size
         return True
 
+    @property
+    def full(self) -> bool:
+        """Whether more answers wait for their clients than may be held."""
+        return self.buffered > self.limits.buffered_bytes
+
     def head(self, headers: Headers) -> Head:
         head = self._heads.get(headers)
         if head is None:
