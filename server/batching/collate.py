@@ -165,7 +165,8 @@ class Collator:
         Raises Internal where an output that is to be cut back is not as long as its input.
         """
         columns = {name: self._tensors(output, requests) for name, output in outputs.items()}
-        if any(request.outputs for request in requests):
+        choosy = [request for request in requests if request.outputs]
+        if choosy:
             return [
                 self._selected(columns, request.outputs or self._everything, index)
                 for index, request in enumerate(requests)

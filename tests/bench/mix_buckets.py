@@ -116,6 +116,8 @@ def main(in_flight: int) -> None:
     for model in mix.MODELS:
         config, cost = repository.read(mix.REPOSITORY, model).config, costs(model)
         found = {way: play(config, group, cost, lengths, in_flight) for way, group in WAYS.items()}
+        gains = [f"{length}: {cost(1, length) / cost(8, length) * 8:.2f}" for length in (8, 16, 24, 32, 48, 64, 128)]
+        print(f"{model}: rows of so many tokens gain from batches of 8 (×) {', '.join(gains)}")
         print(f"{model}, {in_flight} in flight, {len(lengths)} texts")
         for way, (rate, waste, rows) in found.items():
             ratio = rate / found["equal shapes"][0]
