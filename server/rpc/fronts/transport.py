@@ -160,6 +160,9 @@ class FrontsTransport:
             self._lose(peer)
         except Broken as error:
             self._lose(peer, error)
+        except Exception as error:  # noqa: BLE001 a defect of ours must not end the loop
+            log.defect("a front's records could not be read", error, front=peer.number)
+            self._lose(peer)
 
     def _lose(self, peer: Peer, why: Broken | None = None) -> None:
         if why is not None:
