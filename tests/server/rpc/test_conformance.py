@@ -6,6 +6,7 @@ Not here: the cases of credentials, and `cacheable_unary`, which needs a proxy.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -212,8 +213,15 @@ def test_unimplemented_service(channel: grpc.Channel) -> None:
 
 def test_cancel_after_begin(channel: grpc.Channel) -> None:
     call = stream_stub(channel, "stream_unary", "StreamingInputCall", m.StreamingInputCallResponse)
-    begun = call.future(iter(()), timeout=WAIT)
+    gone = threading.Event()
+
+    def requests() -> Iterator[Any]:
+        gone.wait(WAIT)
+        yield from ()
+
+    begun = call.future(requests(), timeout=WAIT)
     begun.cancel()
+    gone.set()
     assert begun.cancelled()
     assert begun.code() is grpc.StatusCode.CANCELLED
 

@@ -146,15 +146,30 @@ def test_drain_is_done_at_once_where_nothing_waits(served: Served) -> None:
 
 
 def test_our_own_drain_sends_clients_elsewhere(own: Served) -> None:
-    """GOAWAY with the last stream there may be: what is under way goes on, new calls take a new connection."""
+    """GOAWAY, first with the last stream there may be: what is under way goes on, new calls take a new connection."""
     with raw(own) as client:
         stream, held = begun(own, client, "hold")
         drainer, _ = in_thread(lambda: own.transport.drain(WAIT))
-        client.pump(lambda: bool(client.goaways()))
-        assert (client.goaways()[0].error_code, client.goaways()[0].last_stream_id) == (0, (1 << 31) - 1)
+        client.pump(lambda: len(client.goaways()) == 2)
+        assert [event.error_code for event in client.goaways()] == [0, 0]
+        assert [event.last_stream_id for event in client.goaways()] == [(1 << 31) - 1, stream]
         held.call.complete(lambda: b"x")
         assert client.answer(stream).messages == [b"x"]
         drainer.join()
+        client.until_closed()
+
+
+def test_clients_that_connect_as_the_drain_begins_are_told(own: Served) -> None:
+    """At once, and not by their deadline: see `Connection.go_away`."""
+    with raw(own) as client:
+        _, held = begun(own, client, "hold")
+        for _ in range(20):
+            with own.channel() as channel:
+                future = channel.unary_unary("/test.Service/deferred").future(b"x", timeout=WAIT)
+                drainer, _ = in_thread(lambda: own.transport.drain(0))
+                assert future.code() in (grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE)
+                drainer.join()
+        held.call.complete(lambda: b"x")
 
 
 @pytest.mark.parametrize("round_", range(3))
