@@ -23,12 +23,13 @@ REPOSITORY ?= model_repo
 MODEL ?= minilm-int8
 URL ?= localhost:8001
 SERVE ?=
+BENCH ?=
 LOAD ?= --concurrency-range 1:32:x4 --shape input_ids:128 --shape attention_mask:128
 
-.PHONY: help install demo compress serve loadtest test bench peer lint types proto docs check clean
+.PHONY: help install demo compress serve loadtest test bench bench-check peer lint types proto docs check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## make .venv with everything, pinned by constraints.txt (CPU or GPU wheels by looking for a GPU)
 
@@ -60,8 +61,11 @@ loadtest: install ## load-test a running server: make loadtest MODEL=name URL=ho
 test: install ## the whole test suite (CPU; GPU tests run where there is one)
 	$(RUN) -m pytest
 
-bench: install ## speed, as ratios within one run: against a bare onnxruntime loop, memory, batch sizes, the front end
-	$(RUN) -m tests.bench
+bench: install ## everything measured side by side, as ratios: peers, limits, growth, the goals: make bench [BENCH="NAME ... --quick"]
+	$(RUN) -m tests.bench $(BENCH)
+
+bench-check: install ## fails when the front end has become dearer than tests/bench/baseline.json says (ratios in one run)
+	$(RUN) -m tests.bench.check
 
 peer: install ## load model_repo unchanged in a real Triton beside ours, compare metadata, answers and error texts
 	$(RUN) -m tests.peers.triton --repository $(REPOSITORY)

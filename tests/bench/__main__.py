@@ -72,6 +72,7 @@ def main() -> int:
             continue
         about["seconds"][name] = round(time.monotonic() - start)
         figures.show(console, measured, bench.REFERENCE)
+        console.print(f"  {figures.disturbance(measured)}")
         found += measured
         figures.write(given.json, about, found)
     console.rule("goals", align="left")

@@ -20,7 +20,7 @@ from tests.bench.h2load import Measured
 
 RATE, CPU, P50, P99 = "requests/s", "µs CPU/request", "p50 ms", "p99 ms"
 P999, ROWS, BANDWIDTH, MEMORY = "p99.9 ms", "rows/s", "MB/s each way", "MiB resident"
-LESS_IS_BETTER = frozenset({CPU, P50, P99, P999, MEMORY})
+OTHERS = "cores used by others"
 WIDTH = 168
 
 T = TypeVar("T")
@@ -54,12 +54,13 @@ class Figure:
 
 
 def of_loads(bench: str, subject: str, case: str, load: str, runs: Sequence[Measured], note: str = "") -> list[Figure]:
-    """The four figures that a run of h2load gives."""
+    """What runs of h2load give."""
     taken: dict[str, Callable[[Measured], float]] = {
         RATE: lambda run: run.rate,
         CPU: lambda run: run.cpu_us,
         P50: lambda run: run.p50_ms,
         P99: lambda run: run.p99_ms,
+        OTHERS: lambda run: run.other_cores,
     }
     return [Figure(bench, subject, case, load, metric, tuple(map(take, runs)), note) for metric, take in taken.items()]
 
@@ -91,7 +92,7 @@ def number(value: float) -> str:
 def show(console: Console, figures: Sequence[Figure], reference: str) -> None:
     """A row for each subject under each load: how it compares with the reference, the median, and how far the repeats
     were from it."""
-    metrics = list(dict.fromkeys(figure.metric for figure in figures))
+    metrics = [m for m in dict.fromkeys(figure.metric for figure in figures) if m != OTHERS]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("what", "load", f"who, to {reference}"):
         table.add_column(heading)
@@ -110,6 +111,14 @@ def show(console: Console, figures: Sequence[Figure], reference: str) -> None:
     console.print(table)
     for note in dict.fromkeys(f"{figure.subject}: {figure.note}" for figure in figures if figure.note):
         console.print(f"  {note}", markup=False)
+
+
+def disturbance(figures: Iterable[Figure]) -> str:
+    """How much of the machine was used by others while h2load measured."""
+    used = [value for figure in figures if figure.metric == OTHERS for value in figure.values]
+    if not used:
+        return "not measured with h2load"
+    return f"others used {statistics.median(used):.2f} cores in the median run, {max(used):.2f} at most"
 
 
 def _rows(figures: Sequence[Figure]) -> list[tuple[str, str, str]]:

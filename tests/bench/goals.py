@@ -5,8 +5,10 @@ A goal is a row: what, how its figure is made of the benchmarks' figures, and th
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import sub, truediv
 from typing import Literal
 
 from rich import box
@@ -36,17 +38,24 @@ class Goal:
 
 
 def ratio(bench: str, over: str, under: str, case: str, load: str, metric: str) -> Compute:
-    def compute(figures: Sequence[Figure]) -> float | None:
-        pair = [pick(figures, bench=bench, subject=who, case=case, load=load, metric=metric) for who in (over, under)]
-        return None if pair[0] is None or pair[1] is None else pair[0].median / pair[1].median
-
-    return compute
+    return _of_rounds(truediv, bench, over, under, case, load, metric)
 
 
 def difference(bench: str, more: str, less: str, case: str, load: str, metric: str) -> Compute:
+    return _of_rounds(sub, bench, more, less, case, load, metric)
+
+
+def _of_rounds(
+    combine: Callable[[float, float], float], bench: str, one: str, other: str, case: str, load: str, metric: str
+) -> Compute:
+    """The median over the rounds in which both were measured right after each other: what changes from round to round
+    is the machine."""
+
     def compute(figures: Sequence[Figure]) -> float | None:
-        pair = [pick(figures, bench=bench, subject=who, case=case, load=load, metric=metric) for who in (more, less)]
-        return None if pair[0] is None or pair[1] is None else pair[0].median - pair[1].median
+        pair = [pick(figures, bench=bench, subject=who, case=case, load=load, metric=metric) for who in (one, other)]
+        if pair[0] is None or pair[1] is None:
+            return None
+        return statistics.median(map(combine, pair[0].values, pair[1].values))
 
     return compute
 

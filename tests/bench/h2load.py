@@ -14,6 +14,7 @@ import resource
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,8 @@ class Measured:
     """Processor microseconds per request of the server and its children."""
     client_cores: float
     """Processor seconds per second that h2load took itself."""
+    other_cores: float
+    """The same of all else on this machine, and of the hypervisor's other guests: how far this run was disturbed."""
 
 
 def prepared(folder: Path, running: Running, question: Question) -> Prepared:
@@ -126,16 +129,17 @@ def _rate(prepared: Prepared, load: Load, server: psutil.Process, seconds: float
 def run(prepared: Prepared, load: Load, count: int, server: psutil.Process) -> Measured:
     with tempfile.NamedTemporaryFile(suffix=".tsv") as log:
         command = _command(prepared, load, count, log.name)
-        spent, own = cpu_seconds(server), _children_seconds()
+        spent, own, whole = cpu_seconds(server), _children_seconds(), _machine_seconds()
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-        spent, own = cpu_seconds(server) - spent, _children_seconds() - own
+        spent, own, whole = cpu_seconds(server) - spent, _children_seconds() - own, _machine_seconds() - whole
         if done.returncode:
             raise LoadFailed(f"{' '.join(command)} ended with status {done.returncode}: {done.stderr.strip()}")
         seconds = check(done.stdout, count, prepared)
         took = sorted(int(line.split(b"\t")[2]) for line in log.read().splitlines())
     rate = count / seconds
     at = [took[min(len(took) - 1, int(len(took) * share))] / 1e3 for share in (0.5, 0.99)]
-    return Measured(count, seconds, rate, *at, spent / count * 1e6, own / seconds)
+    others = max(0.0, whole - spent - own) / seconds
+    return Measured(count, seconds, rate, *at, spent / count * 1e6, own / seconds, others)
 
 
 @contextmanager
@@ -196,8 +200,9 @@ def cpu_seconds(server: psutil.Process) -> float:
     spent = 0.0
     for process in (server, *server.children(recursive=True)):
         try:
-            spent += sum(process.cpu_times()[:2])
-        except psutil.NoSuchProcess:
+            # the clock of another process (clock_getcpuclockid(3)); /proc counts in steps of 10 ms
+            spent += time.clock_gettime((~process.pid << 3) | 2)
+        except OSError:
             continue
     return spent
 
@@ -205,3 +210,9 @@ def cpu_seconds(server: psutil.Process) -> float:
 def _children_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def _machine_seconds() -> float:
+    # without interrupts: the loopback's network work is done in them, on behalf of the two that are measured
+    times = psutil.cpu_times()
+    return times.user + times.nice + times.system + getattr(times, "steal", 0.0)

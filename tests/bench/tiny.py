@@ -18,8 +18,8 @@ dynamic_batching {{ }}
 """
 
 
-def write_tiny(root: Path, name: str = "tiny", instances: int = 1) -> None:
-    """An entry below `root`."""
+def write_tiny(root: Path, name: str = "tiny", instances: int = 1, threads: int | None = None) -> None:
+    """An entry below `root`; `threads` of onnxruntime for a run, or as many as the server thinks right."""
     rng = np.random.default_rng(0)
     shapes = {"w1": (784, 512), "b1": (512,), "w2": (512, 10), "b2": (10,)}
     weights = [numpy_helper.from_array(rng.standard_normal(s, np.float32), n) for n, s in shapes.items()]
@@ -40,4 +40,7 @@ def write_tiny(root: Path, name: str = "tiny", instances: int = 1) -> None:
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), version / "model.onnx"
     )
-    (root / name / "config.pbtxt").write_text(CONFIG.format(name=name, instances=instances))
+    config = CONFIG.format(name=name, instances=instances)
+    if threads is not None:
+        config += f'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{threads}" }} }}\n'
+    (root / name / "config.pbtxt").write_text(config)

@@ -1,4 +1,4 @@
-"""two front-end processes on one port against one"""
+"""one and two front-end processes on one port against none: the server's own process speaks gRPC"""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.bench.suite.plan import Plan, in_flight
 from tests.children import ROOT
 
 FLAG = "--grpc-front-processes"
-REFERENCE = "1 process"
-COUNTS = {"1 process": 1, "2 processes": 2}
+REFERENCE = "none"
+COUNTS = {"none": 0, "1 process": 1, "2 processes": 2}
 LOADS = (1, 16, 64)
 
 
