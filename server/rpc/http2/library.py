@@ -40,6 +40,16 @@ CONNECTION_WINDOW = 16 << 20
 """What a client may send before it hears from us. 64 KiB, the protocol's default, stops a sender of large tensors each
 64 KiB; the loop empties sockets as fast as it can, and what it keeps is counted against `Limits.buffered_bytes`."""
 FRAME_BYTES = 1 << 20
+HEADER_BYTES = 1 << 16
+"""Of one call, beyond which its connection is closed; `Limits.header_bytes` refuse the call alone."""
+RESETS = (10_000, 1_000)
+"""Calls taken back by one connection at once, and each second for long, before it is closed. The library's own 1,000
+and 33 would close on a client whose deadlines pass all at once, with all its other calls; to open a call and take it
+back costs us some 20 µs."""
+
+
+FIELD_BYTES = 32
+"""What HTTP/2 counts for a header beside its name and value (RFC 9113, 6.5.2)."""
 
 
 class Unusable(Exception):
@@ -51,8 +61,9 @@ def accept(limits: Limits) -> Connection:
     connection = Connection(
         ngh2.Role.SERVER,
         ngh2.Configuration(
-            max_inbound_header_list_size=limits.header_bytes,
-            max_inbound_header_count=256,
+            max_inbound_header_list_size=max(HEADER_BYTES, limits.header_bytes),
+            max_inbound_header_count=max(HEADER_BYTES, limits.header_bytes) // FIELD_BYTES,
+            stream_reset_rate_limit=RESETS,
             max_send_header_block_length=1 << 20,
         ),
     )

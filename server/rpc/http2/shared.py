@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from server.errors import InvalidRequest, ServerError, Unsupported
+from server.errors import InvalidRequest, ResourceExhausted, ServerError, Unsupported
 from server.logs import log
 from server.rpc.call import Refused, Route, Routes
 from server.rpc.http2 import framing
 from server.rpc.http2.framing import Headers
+from server.rpc.http2.library import FIELD_BYTES
 from server.rpc.http2.timers import Timers
 from server.rpc.limits import Limits
 
@@ -105,13 +106,17 @@ class Shared:
         head = self._heads.get(headers)
         if head is None:
             head = self._understood(headers)
-            if head.timeout_ns is None and len(headers) < 32:  # timeouts differ from call to call
+            if head.route is not None and head.timeout_ns is None:  # timeouts differ from call to call
                 if len(self._heads) >= HEADS_KEPT:
                     self._heads.clear()
                 self._heads[headers] = head
         return head
 
     def _understood(self, headers: Headers) -> Head:
+        size = sum(len(name) + len(value) + FIELD_BYTES for name, value in headers)
+        if size > self.limits.header_bytes:
+            text = f"received metadata size exceeds limit ({size} vs. {self.limits.header_bytes})"
+            return Head((), refusal=ResourceExhausted(text))
         found = dict(headers)
         if found.get(b":method") != b"POST":
             return Head(headers, http_status=b"405")
