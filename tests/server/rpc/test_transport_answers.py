@@ -13,7 +13,7 @@ from server.errors import NotFound
 from server.rpc.call import Call, Deferred, Routes, Slow
 from server.rpc.status import Code
 from tests.server.rpc.raw import framed, raw, value
-from tests.server.rpc.transports import WAIT, Held, Served, StandIn, begun, serving, unary
+from tests.server.rpc.transports import WAIT, Held, Served, StandIn, begun, refused, serving, unary
 
 # --- answers ---
 
@@ -160,6 +160,19 @@ def test_initial_metadata_comes_before_the_status_of_a_failed_call(served: Serve
         assert future.exception(WAIT).code() is grpc.StatusCode.NOT_FOUND
         assert ("x-first", "1") in tuple(future.initial_metadata())
         assert ("x-last", "2") in tuple(future.trailing_metadata())
+
+
+@pytest.mark.parametrize("size", [21_000, 40_000])
+def test_metadata_beyond_the_limit_costs_its_own_call_alone(served: Served, size: int) -> None:
+    with served.channel() as channel:
+        future = channel.unary_unary("/test.Service/hold").future(b"x", timeout=WAIT)
+        held = served.held()
+        assert unary(channel, "quick", b"x", metadata=(("x-large", "a" * 8000),)) == b"x"
+        code, text = refused(lambda: unary(channel, "quick", b"x", metadata=(("x-large", "a" * size),)))
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert text.startswith("received metadata size exceeds ")
+        held.call.complete(lambda: b"y")
+        assert future.result() == b"y"
 
 
 # --- release ---

@@ -137,6 +137,22 @@ def test_grpcio_s_client_cancels(served: Served) -> None:
         assert opened.cancelled()
 
 
+def test_a_client_that_takes_back_thousands_keeps_its_connection(served: Served) -> None:
+    """As when all its deadlines pass at once; rapid reset is something else, and worse."""
+    with served.channel() as channel:
+        future = channel.unary_unary("/test.Service/hold").future(b"x", timeout=WAIT)
+        kept = served.held()
+        for _ in range(50):
+            calls = [channel.unary_unary("/test.Service/hold").future(b"x", timeout=WAIT) for _ in range(60)]
+            taken = [served.held() for _ in calls]
+            for call in calls:
+                call.cancel()
+            assert all(held.cancelled() for held in taken)
+        kept.call.complete(lambda: b"kept")
+        assert future.result() == b"kept"
+    assert kept.notices.empty()
+
+
 def test_after_its_end_a_call_cannot_be_cancelled(served: Served) -> None:
     with raw(served) as client:
         held: list[Held] = []

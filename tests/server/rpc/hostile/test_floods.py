@@ -33,6 +33,7 @@ from tests.server.rpc.raw import prefix
 from tests.server.rpc.transports import Served
 
 MANY = 20_000
+RESETS = 12_000
 CANCEL = struct.pack(">I", 8)
 
 
@@ -55,12 +56,12 @@ def batches(parts: Iterator[bytes], count: int = 200) -> Iterator[bytes]:
 def test_rapid_reset(target: Served, name: str) -> None:
     """CVE-2023-44487: calls that are opened and taken back at once, on one connection, then on the next."""
     before = target.service.calls
-    for _ in range(3):
+    for _ in range(2):
         with Peer(target) as peer:
-            peer.flood(batches(call(i, name) + frame(RST_STREAM, 0, i, CANCEL) for i in streams(MANY // 4)))
-            peer.send(frame(PING, payload=bytes(8)))
-            peer.until(PING)
-    assert target.service.calls - before <= 3 * MANY
+            peer.flood(batches(call(i, name) + frame(RST_STREAM, 0, i, CANCEL) for i in streams(RESETS)))
+            if peer.send(frame(PING, payload=bytes(8))):
+                peer.until(PING)
+    assert target.service.calls - before <= 2 * RESETS
     while not target.service.held.empty():
         assert target.service.held.get().cancelled()
     while not target.service.opened.empty():
@@ -103,7 +104,7 @@ def test_continuations_without_end(target: Served, payload: bytes) -> None:
 
 
 @pytest.mark.parametrize("size", [64 << 10, 1 << 20])
-def test_headers_that_are_too_large(target: Served, size: int) -> None:
+def test_headers_that_are_much_too_large(target: Served, size: int) -> None:
     """The call is refused, or the connection closed; a call beside it is answered."""
     block = head("quick", (b"x-large", b"a" * size))
     with Peer(target) as peer:
