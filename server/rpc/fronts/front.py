@@ -1,6 +1,6 @@
 """A front: a process that speaks gRPC with clients and hands every call to the engine.
 
-python -m server.rpc.fronts.front BELL MEMORY        two inherited descriptors; all else comes with SETUP
+python -m server.rpc.fronts.front BELL DOOR MEMORY        inherited descriptors; all else comes with SETUP
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ class Relay:
         self._calls: dict[int, Call] = {}
         self._streams: dict[int, StreamCall] = {}
         self._numbers = count(1)
+        self._welcomed = 0
+        self._told_closed = 0
         self._routes = {path: self._route(code, kind, text) for code, (path, kind, text) in enumerate(routes)}
         self._handlers: dict[int, Callable[[Record], None]] = {
             Kind.METADATA: self._metadata,
@@ -78,13 +80,28 @@ class Relay:
     def begin_drain(self) -> None:
         """The engine's service refuses what has to be refused."""
 
-    def attach(self, transport: Http2Transport) -> None:
+    def attach(self, transport: Http2Transport, door: socket.socket) -> None:
+        """Before the transport begins."""
         self._transport = transport
+        self._door = door
         transport.watch(self._link.fileno(), self._receive)
+        transport.watch(door.fileno(), self._welcome)
 
     def release(self) -> None:
         """At the end of each round of reading. When something does not fit, clients are not read until it does."""
+        closed = self._welcomed - self._transport.connections
+        if closed != self._told_closed:
+            self._told_closed = closed
+            self._link.put(Kind.CLOSED, closed)
         self._transport.reading = self._link.flush()
+
+    def _welcome(self) -> None:
+        said, descriptors, _, _ = socket.recv_fds(self._door, 1, 1)
+        if not said:
+            os._exit(0)  # as in `_receive`
+        self._welcomed += 1
+        for descriptor in descriptors:  # none where this process may have no more
+            self._transport.welcome(socket.socket(fileno=descriptor))
 
     def _receive(self) -> None:
         try:
@@ -182,8 +199,6 @@ class _LogToEngine(logging.Handler):
 class Setup:
     """What a front is told of the settings."""
 
-    address: str
-    port: int
     limits: Limits
     tls: Tls | None
     routes: list[tuple[str, str, str]]
@@ -199,7 +214,7 @@ class Setup:
         return cls(**{**given, "limits": Limits(**given["limits"]), "tls": tls})
 
 
-def serve(link: Link) -> None:
+def serve(link: Link, door: socket.socket) -> None:
     """Until the engine says STOP."""
     select([link], [], [])
     first = link.take()[0]
@@ -210,13 +225,13 @@ def serve(link: Link) -> None:
     try:
         transport = Http2Transport(relay, limits=setup.limits, tls=setup.tls)
         _log_to(link, transport, setup.verbose)
-        relay.attach(transport)
-        transport.start(setup.address, setup.port, reuse_port=True)
     except OSError as error:
         link.put(Kind.FAILED, body=str(error).encode())
         link.flush()
         return
+    relay.attach(transport, door)
     link.put(Kind.UP)
+    transport.begin()
     transport.post(_nothing)
     while (command := commands.get()).kind == Kind.DRAIN:
         link.put(Kind.DRAINED, code=int(transport.drain(command.time / 1e9)))
@@ -251,15 +266,16 @@ def _end_with_defect(args: threading.ExceptHookArgs) -> None:
     os._exit(1)
 
 
-def main(bell: int, shared: int) -> int:
+def main(bell: int, door: int, shared: int) -> int:
     memory.keep_freed()
     threading.excepthook = _end_with_defect
     try:
-        serve(Link(socket.socket(fileno=bell), mmap.mmap(shared, 0), engine=False, most=ANY_SIZE))
-    except Gone:
-        return 0
+        link = Link(socket.socket(fileno=bell), mmap.mmap(shared, 0), engine=False, most=ANY_SIZE)
+        serve(link, socket.socket(fileno=door))
+    except Gone:  # the engine, before it said anything
+        return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(*map(int, sys.argv[1:])))

@@ -33,6 +33,7 @@ class Kind(IntEnum):
     SETUP = 1
     """The engine's first word; the body is JSON."""
     UP = 2
+    """The front serves the connections that it is given."""
     FAILED = 3
     """The front cannot serve; the body says why."""
     DRAIN = 4
@@ -43,6 +44,8 @@ class Kind(IntEnum):
     """The front is to end, `time` after this at most."""
     LOG = 7
     """A line of the front's log: `code` is the level, the body JSON."""
+    CLOSED = 8
+    """How many of the front's connections have ended since its beginning, as `call`."""
     CALL = 10
     """A unary call: `code` is the route, `time` the deadline (0: none), the body the message."""
     OPEN = 11

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -31,6 +32,7 @@ class Peer:
         number: int,
         process: subprocess.Popen[bytes],
         link: Link,
+        door: socket.socket,
         loop: Loop,
         routes: Sequence[Route],
         pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor],
@@ -38,11 +40,16 @@ class Peer:
         self.number = number
         self.process = process
         self.link = link
+        self._door = door
         self.loop = loop
         self.waiters, self.decoders = pools
         self.calls: dict[int, UnaryCall | StreamCall] = {}
         self.up: Future[None] = Future()
         """Done when it serves; OSError when it cannot. For any thread."""
+        self.serves = False
+        self._handed = 0
+        self._closed = 0
+        """Connections that it has been given, and those of them that have ended."""
         self._drained: Future[bool] = Future()
         self._routes = routes
         self._handlers: dict[int, Callable[[Record], None]] = {
@@ -52,10 +59,24 @@ class Peer:
             Kind.HALF_CLOSE: lambda record: self._give(record, None),
             Kind.CANCEL: self._cancel,
             Kind.LOG: self._log,
+            Kind.CLOSED: self._has_closed,
             Kind.UP: lambda record: self._is_up(),
             Kind.FAILED: lambda record: self._failed(bytes(record.body).decode("utf-8", "replace")),
             Kind.DRAINED: lambda record: self._is_drained(bool(record.code)),
         }
+
+    @property
+    def connections(self) -> int:
+        return self._handed - self._closed
+
+    def hand(self, connection: socket.socket) -> None:
+        """Have it serve the connection."""
+        try:
+            socket.send_fds(self._door, [b"+"], [connection.fileno()])
+        except OSError as error:  # it takes none, or has gone: the client will come again
+            log.warning("a connection was lost", front=self.number, reason=error.strerror)
+        else:
+            self._handed += 1
 
     def read(self) -> None:
         """Do what has come from it. Raises Gone, Broken."""
@@ -86,7 +107,9 @@ class Peer:
 
     def lose(self) -> None:
         """It has ended, or must: nobody waits for its calls any more."""
+        self.serves = False
         self.link.close()
+        self._door.close()
         self.process.kill()
         calls, self.calls = self.calls, {}
         for call in calls.values():
@@ -127,6 +150,11 @@ class Peer:
         if call is not None:
             call.cancel()
 
+    def _has_closed(self, record: Record) -> None:
+        if not self._closed <= record.call <= self._handed:
+            raise Broken(f"{record.call} connections closed, after {self._closed} of {self._handed}")
+        self._closed = record.call
+
     def _log(self, record: Record) -> None:
         try:
             text, fields = json.loads(bytes(record.body))
@@ -136,6 +164,7 @@ class Peer:
             raise Broken(f"a log line that cannot be read: {error}") from None
 
     def _is_up(self) -> None:
+        self.serves = True
         if not self.up.done():
             self.up.set_result(None)
 

@@ -1,4 +1,4 @@
-"""Starting a front: a process of its own, a socket and a piece of unnamed memory, and no other tie."""
+"""Starting a front: a process of its own, two sockets and a piece of unnamed memory, and no other tie."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from server.rpc.fronts.link import MEMORY_BYTES, Link
@@ -19,33 +20,38 @@ _LEFT_TO_US = (signal.SIGINT, signal.SIGTERM)
 """A terminal and an init system send these to the whole group; the engine is the one that says when a front ends."""
 
 
-def start(most: int) -> tuple[subprocess.Popen[bytes], Link]:
-    """A front that waits for its SETUP; `most` as in Link. Raises OSError."""
-    here, there = socket.socketpair()
-    with there:
-        try:
-            memory = os.memfd_create("demiglace-front", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            try:
-                os.ftruncate(memory, MEMORY_BYTES)
-                # memory that shrinks under a reader kills the reader
-                fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
-                link = Link(here, mmap.mmap(memory, MEMORY_BYTES), engine=True, most=most)
-                return _start(there.fileno(), memory), link
-            finally:
-                os.close(memory)
-        except OSError:
-            here.close()
-            raise
+def start(most: int) -> tuple[subprocess.Popen[bytes], Link, socket.socket]:
+    """A front that waits for its SETUP, and the door through which it takes connections; `most` as in Link.
+
+    Raises OSError.
+    """
+    with ExitStack() as theirs, ExitStack() as ours:
+        bell, their_bell = socket.socketpair()
+        door, their_door = socket.socketpair()
+        for end in (bell, door):
+            ours.callback(end.close)
+        for end in (their_bell, their_door):
+            theirs.callback(end.close)
+        memory = os.memfd_create("demiglace-front", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        theirs.callback(os.close, memory)
+        os.ftruncate(memory, MEMORY_BYTES)
+        # memory that shrinks under a reader kills the reader
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, _SEALS)
+        mapped = mmap.mmap(memory, MEMORY_BYTES)
+        started = _start(their_bell.fileno(), their_door.fileno(), memory)
+        ours.pop_all()
+        door.setblocking(False)
+        return started, Link(bell, mapped, engine=True, most=most), door
 
 
-def _start(bell: int, memory: int) -> subprocess.Popen[bytes]:
+def _start(*descriptors: int) -> subprocess.Popen[bytes]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_US)  # what a thread blocks, its children do
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "server.rpc.fronts.front", str(bell), str(memory)],
+            [sys.executable, "-m", "server.rpc.fronts.front", *map(str, descriptors)],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
-            pass_fds=(bell, memory),
+            pass_fds=descriptors,
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,29 +1,31 @@
 """Several front ends on one port, one engine behind them: for hosts where one front end is the limit.
 
-Each front is a process with `Http2Transport` in it, and the kernel shares the connections out between them
-(SO_REUSEPORT). This process keeps what there must be one of: the service, with its catalog, models, batches, metrics.
-One thread here reads what all fronts have brought, hands it to the service, says release, and sends the answers back:
-a batch is what the clients of all fronts sent while the last one ran.
+Each front is a process with `Http2Transport` in it, and is given some of the connections. This process keeps what there
+must be one of: the service, with its catalog, models, batches, metrics. One thread here reads what all fronts have
+brought, hands it to the service, says release, and sends the answers back: a batch is what the clients of all fronts
+sent while the last one ran.
 """
 
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.logs import log
 from server.rpc.fronts import process
+from server.rpc.fronts.acceptor import Acceptor
 from server.rpc.fronts.link import Gone, Kind
 from server.rpc.fronts.loop import Loop
 from server.rpc.fronts.peer import Peer, described
 from server.rpc.fronts.ring import Broken
-from server.rpc.http2.listen import listener
+from server.rpc.http2 import listen
+from server.rpc.http2.transport import most_connections
 from server.rpc.limits import MIB, Limits
 from server.rpc.tls import Tls
 
@@ -58,8 +60,8 @@ class FrontsTransport:
         self._peers: dict[int, Peer] = {}
         """By number; the loop's own."""
         self._keepers: list[threading.Thread] = []
-        self._port: socket.socket | None = None
-        """Bound, and never listening: it keeps the port ours while a front is away."""
+        self._acceptor: Acceptor | None = None
+        self._unix: Path | None = None
         self._setup = b""
         self._closing = threading.Event()
 
@@ -74,12 +76,11 @@ class FrontsTransport:
         return {number: peer.process.pid for number, peer in list(self._peers.items())}
 
     def start(self, address: str, port: int) -> int:
-        """Listen on an IP address or a host name; returns the port once all fronts serve. Raises OSError."""
-        self._port = _reserve(address, port)
-        host, port = self._port.getsockname()[:2]
+        """Listen on an IP address, a host name or `unix:/path`; returns the port once all serve. Raises OSError."""
+        found = listen.listener(address, port)
         limits = replace(self._limits, buffered_bytes=max(self._limits.buffered_bytes // self._count, MIB))
         self._setup = json.dumps({
-            "address": host, "port": port, "limits": asdict(limits), "tls": self._tls and asdict(self._tls),
+            "limits": asdict(limits), "tls": self._tls and asdict(self._tls),
             "routes": self._described, "verbose": log.is_verbose,
         }, default=str).encode()  # fmt: skip
         self._loop.start()
@@ -91,16 +92,21 @@ class FrontsTransport:
             for peer in first:
                 peer.up.result(max(0.0, until - time.monotonic()))
         except OSError:  # TimeoutError is one
+            found.close()
             for peer in first:
                 peer.process.kill()
                 peer.process.wait()
-            self.stop(0)
             raise
         for peer in first:
             keeper = threading.Thread(target=self._keep, args=(peer,), name=f"front-{peer.number}", daemon=True)
             keeper.start()
             self._keepers.append(keeper)
-        return int(port)
+        if address.startswith("unix:"):
+            self._unix = listen.unix_path(address)
+        port = 0 if self._unix else int(found.getsockname()[1])
+        most = most_connections(self._limits)
+        self._acceptor = self._loop.call(lambda: Acceptor(found, self._loop, self._peers.values, most))
+        return port
 
     def drain(self, timeout: float) -> bool:
         """Refuse new inferences, wait for the accepted ones; False if `timeout` seconds were not enough."""
@@ -115,7 +121,7 @@ class FrontsTransport:
         self._service.begin_drain()
         self._service.health.end()
         self._closing.set()
-        if self._port is None:
+        if self._acceptor is None:
             self._loop.end()
             return
         peers = self._loop.call(partial(self._stop, grace))
@@ -127,9 +133,10 @@ class FrontsTransport:
         for keeper in self._keepers:
             keeper.join()
         self._loop.end()
+        if self._unix is not None:
+            self._unix.unlink(missing_ok=True)
         for pool in self._pools:
             pool.shutdown(wait=False, cancel_futures=True)
-        self._port.close()
 
     # --- the loop ---
 
@@ -138,6 +145,8 @@ class FrontsTransport:
             self._service.release()
         except Exception as error:  # noqa: BLE001 a defect of ours must not end the loop
             log.defect("requests could not be released", error)
+        if self._acceptor is not None:
+            self._acceptor.look()
         for peer in list(self._peers.values()):
             try:
                 peer.flush(self._limits.buffered_bytes)
@@ -172,6 +181,8 @@ class FrontsTransport:
         peer.lose()
 
     def _stop(self, grace: float) -> list[Peer]:
+        if self._acceptor is not None:
+            self._acceptor.close()
         for peer in self._peers.values():
             peer.stop(int(grace * 1e9))
         return list(self._peers.values())
@@ -181,8 +192,8 @@ class FrontsTransport:
     def _front(self, number: int) -> Peer:
         """Raises OSError."""
         # metadata travels with a message, and is limited apart from it
-        started, link = process.start(self._limits.message_bytes + 8 * self._limits.header_bytes + MIB)
-        peer = Peer(number, started, link, self._loop, self._routes, self._pools)
+        started, link, door = process.start(self._limits.message_bytes + 8 * self._limits.header_bytes + MIB)
+        peer = Peer(number, started, link, door, self._loop, self._routes, self._pools)
         self._loop.call(partial(self._add, peer))
         return peer
 
@@ -204,21 +215,3 @@ class FrontsTransport:
                 peer = self._front(peer.number)
             except OSError as error:
                 log.error("a front cannot be started", front=peer.number, reason=error)
-
-
-def _reserve(address: str, port: int) -> socket.socket:
-    """A socket bound to the port, for others of this process to share. Raises OSError."""
-    family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    if port:  # another server that shares it would be joined, and lose half of its clients to us
-        listener(address, port, reuse_port=False).close()
-    found = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, where[0] != "::")  # as the fronts will do
-        found.bind(where[:2])
-    except OSError:
-        found.close()
-        raise
-    return found

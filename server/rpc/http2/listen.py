@@ -8,9 +8,9 @@ from pathlib import Path
 BACKLOG = 1024
 
 
-def listener(address: str, port: int, reuse_port: bool) -> socket.socket:
+def listener(address: str, port: int) -> socket.socket:
     """Bound, listening, not blocking. Raises OSError."""
-    found = _unix(unix_path(address)) if address.startswith("unix:") else _tcp(address, port, reuse_port)
+    found = _unix(unix_path(address)) if address.startswith("unix:") else _tcp(address, port)
     found.setblocking(False)
     return found
 
@@ -19,12 +19,10 @@ def unix_path(address: str) -> Path:
     return Path(address.removeprefix("unix:"))
 
 
-def _tcp(address: str, port: int, reuse_port: bool) -> socket.socket:
+def _tcp(address: str, port: int) -> socket.socket:
     family, _, _, _, where = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     both = where[0] == "::" and socket.has_dualstack_ipv6()  # IPv4 too, as with grpcio's server and most others
-    return socket.create_server(
-        (str(where[0]), int(where[1])), family=family, backlog=BACKLOG, reuse_port=reuse_port, dualstack_ipv6=both
-    )
+    return socket.create_server((str(where[0]), int(where[1])), family=family, backlog=BACKLOG, dualstack_ipv6=both)
 
 
 def _unix(path: Path) -> socket.socket:

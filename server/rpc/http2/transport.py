@@ -65,7 +65,7 @@ class Http2Transport:
             end.setblocking(False)
         self.watch(self._wake_out.fileno(), self._woken)
         self._shared = Shared(service.routes(), limits, clock, self._wake)
-        self._most = min(limits.connections, _descriptors() - SPARE_DESCRIPTORS)
+        self._most = most_connections(limits)
         self._paused: Timer | None = None
         """While no connection is accepted; it has another look."""
         self._drained: threading.Event | None = None
@@ -82,18 +82,19 @@ class Http2Transport:
         """Unary calls begun and not yet ended."""
         return self._shared.in_flight
 
-    def start(self, address: str, port: int, reuse_port: bool = False) -> int:
-        """Listen on an IP address, a host name or `unix:/path`; returns the port. Raises OSError.
-
-        With `reuse_port` other processes may listen there too, and each gets some of the connections.
-        """
-        listener = self._listener = listen.listener(address, port, reuse_port)
+    def start(self, address: str, port: int) -> int:
+        """Listen on an IP address, a host name or `unix:/path`; returns the port. Raises OSError."""
+        listener = self._listener = listen.listener(address, port)
         self._poll.register(listener, EPOLLIN)
-        self._thread.start()
+        self.begin()
         if address.startswith("unix:"):
             self._unix = listen.unix_path(address)
             return 0
         return int(listener.getsockname()[1])
+
+    def begin(self) -> None:
+        """Instead of `start`: without listening, for connections that are accepted elsewhere and given to `welcome`."""
+        self._thread.start()
 
     def watch(self, descriptor: int, action: Callable[[], None]) -> None:
         """Do `action` on the loop's thread whenever there is something to be read. Before `start`."""
@@ -259,9 +260,10 @@ class Http2Transport:
             except OSError as error:
                 self._pause(f"no connection can be accepted: {error.strerror}")
                 return
-            self._welcome(sock)
+            self.welcome(sock)
 
-    def _welcome(self, sock: socket.socket) -> None:
+    def welcome(self, sock: socket.socket) -> None:
+        """Serve an accepted connection; on the loop's thread."""
         sock.setblocking(False)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -302,6 +304,7 @@ class Http2Transport:
             self._paused = self._shared.timers.add(self._shared.clock() + PAUSE_NS, self._resume)
 
 
-def _descriptors() -> int:
+def most_connections(limits: Limits) -> int:
+    """Of one process."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 1 << 20 if soft == resource.RLIM_INFINITY else soft
+    return limits.connections if soft == resource.RLIM_INFINITY else min(limits.connections, soft - SPARE_DESCRIPTORS)

@@ -185,9 +185,11 @@ def test_what_arrives_together_is_released_together() -> None:
     service = StandIn()
     service._routes = {**service.routes(), path("wait"): Quick(wait)}
     with fronted(service) as served, raw(served) as first:
+        clients = [raw(served) for _ in range(8)]
+        for client in clients:
+            client.ping()
         blocking = first.request("wait", framed(b""))
         assert entered.wait(WAIT)
-        clients = [raw(served) for _ in range(8)]
         streams = [client.request("released", framed(b"x")) for client in clients]
         for client in clients:
             client.ping()  # its front has read the request, and passed it on before it answers
