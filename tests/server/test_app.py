@@ -24,6 +24,7 @@ import tritonclient.grpc.aio as triton_aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from server.grpc_settings import TRANSPORTS
 from server.rpc.service import SHUTTING_DOWN
 from tests.children import ROOT, started_server
 from tests.server.harness import ROW, tensor, write_entry
@@ -106,7 +107,8 @@ def test_a_model_that_does_not_load_ends_the_server_unless_told_otherwise(tmp_pa
         assert "burnt" in index["bad", "UNAVAILABLE"]
 
 
-def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(tmp_path: Path, transport: str) -> None:
     entry = write_entry(tmp_path, config=BATCHING, behaviour=GATED)
     results: list[Any] = []
     answered = threading.Event()
@@ -116,7 +118,8 @@ def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(tmp_path: Path)
         if len(results) == 100:
             answered.set()
 
-    with started_server(tmp_path) as child, triton.InferenceServerClient(child.url) as client:
+    serving = started_server(tmp_path, "--grpc-transport", transport)
+    with serving as child, triton.InferenceServerClient(child.url) as client:
         for i in range(100):
             client.async_infer("m", [tensor(ROW + i)], callback=keep)
         wait_for(lambda: pending(child.address("metrics")) >= 92)
@@ -133,8 +136,9 @@ def test_sigterm_finishes_what_was_accepted_and_refuses_the_rest(tmp_path: Path)
     assert sorted(results) == [float(i) for i in range(100)]
 
 
-@pytest.mark.parametrize("round_", range(3))
-def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path, round_: int) -> None:
+@pytest.mark.parametrize("round_", range(2))
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path, transport: str, round_: int) -> None:
     write_entry(tmp_path, config=BATCHING, behaviour={"delay_ms": 2})
     outcomes: Counter[str] = Counter()
 
@@ -153,7 +157,7 @@ def test_sigterm_under_load_loses_no_accepted_request(tmp_path: Path, round_: in
 
         await asyncio.gather(*(client() for _ in range(16)))
 
-    with started_server(tmp_path, "--log-format", "json") as child:
+    with started_server(tmp_path, "--log-format", "json", "--grpc-transport", transport) as child:
         asyncio.run(main(child.url, child.process.terminate))
         assert child.process.wait(20) == 0
     stopped = json.loads(next(line for line in child.lines if '"stopped"' in line))
