@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from protos.model_config import ConfigError, InstanceGroup, ModelConfig
 from server.backends.base import Backend, Device
 
@@ -9,16 +11,17 @@ MAX_INSTANCES = 1024
 """A thread each; more is a slip of the pen."""
 
 
-def place(config: ModelConfig, backend: Backend) -> tuple[Device, ...]:
+def place(config: ModelConfig, backend: Backend, options: Mapping[str, str]) -> tuple[Device, ...]:
     """One Device per instance, in the order of the groups; KIND_AUTO (the default) is the GPUs where there are any.
 
     Counts are per device, as in Triton; a count of 0 is the backend's default (core: src/model_config_utils.cc,
-    SetDefaultInstanceCount). Raises ConfigError.
+    SetDefaultInstanceCount), for which it sees `options`. Raises ConfigError.
     """
     gpus = backend.gpus()
+    cpu_instances = backend.cpu_instances(config, options)
     devices: list[Device] = []
     for group in config.instance_groups or (InstanceGroup(),):
-        devices.extend(_group(config.name, group, gpus, backend.cpu_instances))
+        devices.extend(_group(config.name, group, gpus, cpu_instances))
         if len(devices) > MAX_INSTANCES:
             raise ConfigError(f"model '{config.name}': instance_group: more than {MAX_INSTANCES} instances")
     return tuple(devices)

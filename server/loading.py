@@ -40,7 +40,7 @@ class EntryLoader:
         backend = backends.get(config.backend or config.platform)
         options = self._settings.backend_options(backend.name)
         warmup_seconds = warmup.seconds(options.get("warmup"), backend.warmup_seconds)
-        instances = devices.place(config, backend)
+        instances = devices.place(config, backend, options)
         session = backend.load(LoadRequest(path, config, instances, options, verified=found is not None))
         try:
             complete = autocomplete.complete(

@@ -56,12 +56,13 @@ class Model:
         self._statistics = Statistics()
         self.validator = Validator(name, config)
         batching = config.dynamic_batching
-        self._runner = Runner(name, session, Collator(name, config, labels), clock, self._statistics)
+        slots = max(1, len(instances))
+        self._runner = Runner(name, session, Collator(name, config, labels), clock, self._statistics, slots)
         self._scheduler = Scheduler(
             f"{name}/{version}",
             Queue(config.max_batch_size, batching, max_queue_size),
             self._runner,
-            max(1, len(instances)),
+            slots,
             clock,
             self._statistics,
             preserve_ordering=batching is not None and batching.preserve_ordering,

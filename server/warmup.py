@@ -14,14 +14,17 @@ from time import monotonic_ns
 
 import numpy as np
 
+from protos import padding
 from protos.model_config import ConfigError, ModelConfig
+from protos.padding import Place
 from server.batching.runner import Runner
 from server.logs import log
 from server.request import InferRequest, Tensor
 from server.validate import Validator
 
 VARIABLE = 64
-"""For variable dimensions: enough for the strides of image models, short for texts."""
+"""For variable dimensions: enough for the strides of image models, short for texts. Where a padding says that the model
+takes no more than fewer, those."""
 
 MAX_BYTES = 64 << 20
 """Of one batch's inputs: warming up must not need more memory than the load that follows."""
@@ -74,11 +77,14 @@ def _sizes(max_batch_size: int) -> Iterator[int]:
 def _zeros(config: ModelConfig) -> tuple[Tensor, ...] | None:
     """One row of every input; None where that would tell nothing or take too much memory."""
     lead = (1,) if config.max_batch_size > 0 else ()
+    declared = padding.read(config)
+    most = {place: axis.maximum for axis in (declared.axes if declared else ()) for place in axis.inputs}
     tensors = []
     for spec in config.inputs:
         if spec.is_shape_tensor:  # zeros would ask for outputs without elements
             return None
-        shape = lead + tuple(VARIABLE if dim < 0 else dim for dim in spec.dims)
+        lengths = (min(VARIABLE, most.get(Place(spec.name, i)) or VARIABLE) for i in range(len(spec.dims)))
+        shape = lead + tuple(length if dim < 0 else dim for dim, length in zip(spec.dims, lengths, strict=True))
         if math.prod(shape) * spec.datatype.numpy.itemsize > MAX_BYTES:
             return None
         fill = b"" if spec.datatype.numpy.hasobject else 0

@@ -97,10 +97,12 @@ class Session(Protocol):
 class Backend(Protocol):
     name: str
     """As in `config.pbtxt`'s `backend`."""
-    cpu_instances: int
-    """How many instances a CPU group has when its count is 0 (Triton: 2 for onnxruntime, else 1)."""
     warmup_seconds: float
     """What the runs before a model's first request may take where the option `warmup` says nothing; 0: none."""
+
+    def cpu_instances(self, config: ModelConfig, options: Mapping[str, str]) -> int:
+        """How many instances a CPU group has when its count is 0 (Triton: 2 for onnxruntime, else 1)."""
+        ...
 
     def gpus(self) -> tuple[int, ...]:
         """Indices of the GPUs that this backend can use on this host; empty: none."""

@@ -43,7 +43,7 @@ from typing import Any
 import numpy as np
 
 from protos.datatypes import BY_NAME
-from protos.model_config import ModelIO, TensorInfo
+from protos.model_config import ModelConfig, ModelIO, TensorInfo
 from server.backends.base import Arrays, BackendError, Batch, LoadRequest, Session
 
 DEFAULT_MODEL_FILENAME = "model.fake"
@@ -171,8 +171,10 @@ class FakeSession(Session):
 
 class Fake:
     name = "fake"
-    cpu_instances = 1
     warmup_seconds = 0.0
+
+    def cpu_instances(self, config: ModelConfig, options: Mapping[str, str]) -> int:
+        return 1
 
     def gpus(self) -> tuple[int, ...]:
         return ()

@@ -45,8 +45,10 @@ _STATUS = re.compile(r"^\[ONNXRuntimeError\] : (\d+) : \w+ : (.*)$")
 
 class OnnxRuntime:
     name = "onnxruntime"
-    cpu_instances = 2
     warmup_seconds = 1.0
+
+    def cpu_instances(self, config: ModelConfig, options: Mapping[str, str]) -> int:
+        return 1 if ort_options.tuning(config, options) == "latency" else 2
 
     def gpus(self) -> tuple[int, ...]:
         if _CUDA not in ort.get_available_providers():

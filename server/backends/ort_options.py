@@ -2,6 +2,18 @@
 
 They stand in `config.pbtxt`'s `parameters`; `--backend-config=onnxruntime,<name>=<value>` gives a default for all.
 Source: github.com/triton-inference-server/onnxruntime_backend, README.md and src/onnxruntime.cc.
+
+One of them is ours: `tune` (in an entry `demiglace.tune`) chooses instances, threads and spinning together, wherever
+instance_group, intra_op_thread_count and session.intra_op.allow_spinning do not say them.
+
+                throughput (default)                     latency
+    instances   2, as in Triton                          1
+    threads     what the instances leave of the cores    all cores
+    spinning    no: it takes the cores from other runs   yes: threads stay awake between the parts of a run
+
+On two cores that is 47 against 44 rows per second of MiniLM at 128 tokens with 32 requests in flight and 39 against 25
+milliseconds of one alone; of its INT8 form 112 against 68 and 16 against 17 where the host is busy, 19 against 10
+where it is not (`python -m tests.bench.tune minilm`, `... minilm-int8`).
 """
 
 from __future__ import annotations
@@ -29,6 +41,11 @@ _CUDA_VALUES: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 
 _T = TypeVar("_T")
+
+TUNINGS = ("throughput", "latency")
+"""`--backend-config=onnxruntime,tune=latency`, or for one model its parameter `demiglace.tune`."""
+
+SPINNING = "session.intra_op.allow_spinning"
 
 _GRAPH_LEVELS = {None: "all", 0: "all", -1: "basic", 1: "extended", 2: "disabled"}
 """`optimization.graph.level` (Triton's meaning: absent all, -1 basic, 1 extended, 2 none)."""
@@ -61,11 +78,8 @@ def read(config: ModelConfig, options: Mapping[str, str], devices: tuple[Device,
     Parameters with names that are not known belong to others and are left alone, as in Triton.
     """
     values = {**options, **config.parameters}
-    on_cpu = sum(device.kind == "cpu" for device in devices)
-    # All instances share one session, so instances × threads ≈ cores: two single-threaded instances give 49 rows/s of
-    # MiniLM at 128 tokens on two cores, one instance with two threads 39.
-    intra = max(1, cores() // on_cpu) if on_cpu else 1
     where = f"model '{config.name}'"
+    on_cpu = sum(device.kind == "cpu" for device in devices)
     if config.graph_level not in _GRAPH_LEVELS:
         raise BackendError(f"{where}: optimization.graph.level is {config.graph_level}, allowed are -1, 0, 1, 2")
     # EXHAUSTIVE, Triton's default, times every algorithm for every new shape: 634 ms against 1.9 ms (PaddleX #5057).
@@ -75,12 +89,13 @@ def read(config: ModelConfig, options: Mapping[str, str], devices: tuple[Device,
             cuda[name] = _one_of(values[name], allowed, f"{where}: {name}")
     if "gpu_mem_limit" in values:
         cuda["gpu_mem_limit"] = str(_count(values["gpu_mem_limit"], f"{where}: gpu_mem_limit"))
-    session = {}
-    if (name := "session.use_device_allocator_for_initializers") in values:
-        session[name] = str(int(_flag(values[name], f"{where}: {name}")))
+    session = {SPINNING: str(int(tuning(config, options) == "latency"))}
+    for name in (SPINNING, "session.use_device_allocator_for_initializers"):
+        if name in values:
+            session[name] = str(int(_flag(values[name], f"{where}: {name}")))
     get = partial(_get, values, where)
     return Options(
-        intra_op_threads=get("intra_op_thread_count", _count, 0) or intra,
+        intra_op_threads=get("intra_op_thread_count", _count, 0) or _threads(on_cpu),
         inter_op_threads=get("inter_op_thread_count", _count, 0),
         parallel=get("execution_mode", _flag, False),
         mem_arena=get("enable_mem_arena", _flag, True),
@@ -91,6 +106,23 @@ def read(config: ModelConfig, options: Mapping[str, str], devices: tuple[Device,
         cuda=cuda,
         preflight=_one_of(options.get("preflight", "on"), {"on": "1", "off": ""}, "backend option preflight") == "1",
     )
+
+
+def tuning(config: ModelConfig, options: Mapping[str, str]) -> str:
+    """What an entry is tuned for, one of TUNINGS, where it does not say how many instances and threads it wants."""
+    allowed = {name: name for name in TUNINGS}
+    if "demiglace.tune" in config.parameters:
+        return _one_of(config.parameters["demiglace.tune"], allowed, f"model '{config.name}': demiglace.tune")
+    return _one_of(options.get("tune", TUNINGS[0]), allowed, "backend option tune")
+
+
+def _threads(instances: int) -> int:
+    """Threads of the session that all instances on the CPU share.
+
+    A session with n threads keeps n - 1 of its own and has the caller of a run as the n-th, so with each instance
+    being a caller this many keep every core busy and none twice.
+    """
+    return max(1, cores() - instances + 1) if instances else 1
 
 
 def _get(values: Mapping[str, str], where: str, name: str, parse: Callable[[str, str], _T], default: _T) -> _T:

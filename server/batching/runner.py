@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import thread_time_ns
 
-from server.backends.base import BackendError, Session
+from server.backends.base import BackendError, Batch, Session
+from server.batching.buffers import Buffers
 from server.batching.collate import Collator
 from server.batching.pace import Pace
 from server.batching.queue import deadline_passed, was_cancelled
@@ -42,10 +43,19 @@ def extra_runs_allowed(number: int) -> int:
 class Runner:
     """One per model. `run` may be called from several threads at once, but for each instance once at a time."""
 
-    def __init__(self, model: str, session: Session, collator: Collator, clock: Clock, statistics: Statistics) -> None:
+    def __init__(
+        self,
+        model: str,
+        session: Session,
+        collator: Collator,
+        clock: Clock,
+        statistics: Statistics,
+        instances: int = 1,
+    ) -> None:
         self._model = model
         self._session = session
         self._collator = collator
+        self._buffers = [Buffers(session.allocate) for _ in range(instances)]
         self.pace = Pace(session.steady)
         self._clock = clock
         self._statistics = statistics
@@ -111,21 +121,23 @@ class Runner:
         for request in requests:
             rows += request.rows
         try:
-            results, timing = self._once(instance, requests, rows)
+            results, timing, batch = self._once(instance, requests, rows)
         except Internal as error:
             return _Failure(str(error), final=True)
         except BackendError as error:
             return _Failure(str(error))
         except BaseException as error:  # noqa: BLE001  whatever user code raises, the instance thread has to live on
             return _Failure(self._unexpected(error))
+        if self._collator.pads:
+            self._statistics.padded(*self._collator.waste(requests, batch))
         self._record(requests, results, rows, timing)
         deliver(list(zip(requests, results, strict=True)))
         return None
 
-    def _once(self, instance: int, requests: Sequence[InferRequest], rows: int) -> tuple[list[Result], Timing]:
+    def _once(self, instance: int, requests: Sequence[InferRequest], rows: int) -> tuple[list[Result], Timing, Batch]:
         clock = self._clock
         start = clock()
-        batch = self._collator.collate(requests, rows)
+        batch = self._collator.collate(requests, rows, self._buffers[instance])
         collated = clock()
         if self.pace.steady:
             used = thread_time_ns()
@@ -136,7 +148,7 @@ class Runner:
         ran = clock()
         outputs = self._collator.gather(arrays, batch.outputs, rows)
         results = self._collator.answer(outputs, requests)
-        return results, Timing(start, collated, ran, clock())
+        return results, Timing(start, collated, ran, clock()), batch
 
     def _record(self, requests: Sequence[InferRequest], results: list[Result], rows: int, timing: Timing) -> None:
         if any(type(result) is not Response for result in results):

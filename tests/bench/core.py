@@ -31,7 +31,9 @@ from server.settings import Settings
 from tests.bench.tiny import write_tiny
 
 BATCHES = (1, 32, 64)
-FAKE = """[[input]]
+FAKE = """[behaviour]
+steady = true
+[[input]]
 name = "image"
 datatype = "FP32"
 shape = [-1, 784]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pytest
@@ -17,8 +18,10 @@ class Host:
 
     indices: tuple[int, ...] = ()
     name: str = "host"
-    cpu_instances: int = 2
     warmup_seconds: float = 0.0
+
+    def cpu_instances(self, config: ModelConfig, options: Mapping[str, str]) -> int:
+        return int(options.get("instances", 2))
 
     def gpus(self) -> tuple[int, ...]:
         return self.indices
@@ -46,7 +49,7 @@ CPU, GPU0, GPU1 = Device(), Device("cuda", 0), Device("cuda", 1)
 def test_each_instance_gets_a_device(
     groups: tuple[InstanceGroup, ...], gpus: tuple[int, ...], expected: tuple[Device, ...]
 ) -> None:
-    assert place(ModelConfig("m", instance_groups=groups), Host(gpus)) == expected
+    assert place(ModelConfig("m", instance_groups=groups), Host(gpus), {}) == expected
 
 
 @pytest.mark.parametrize(
@@ -62,12 +65,16 @@ def test_each_instance_gets_a_device(
 )
 def test_a_group_that_cannot_be_placed_is_refused(group: InstanceGroup, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
-        place(ModelConfig("m", instance_groups=(group,)), Host())
+        place(ModelConfig("m", instance_groups=(group,)), Host(), {})
 
 
 def test_the_number_of_instances_is_bounded_over_all_groups() -> None:
     with pytest.raises(ConfigError, match="more than 1024 instances"):
-        place(ModelConfig("m", instance_groups=(InstanceGroup("KIND_CPU", 600),) * 2), Host())
+        place(ModelConfig("m", instance_groups=(InstanceGroup("KIND_CPU", 600),) * 2), Host(), {})
+
+
+def test_a_count_of_0_is_the_backends_to_choose_by_its_options() -> None:
+    assert place(ModelConfig("m"), Host(), {"instances": "5"}) == (CPU,) * 5
 
 
 def test_a_device_prints_as_people_say_it() -> None:

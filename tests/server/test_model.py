@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +117,35 @@ def test_the_timestamps_of_a_request_are_set_on_its_way(tmp_path: Path) -> None:
         sheet.wait(1)
         assert (made.arrived_ns, made.queued_ns, made.rows) == (clock(), clock(), 2)
         assert isinstance(sheet.results[made], Response)
+
+
+def test_padding_is_counted_and_shows_in_no_answer(tmp_path: Path) -> None:
+    session = load_fake(tmp_path, 'gate = "closed"', dims="[-1, -1]")
+    settings = replace(config(8, dims=(-1,)), parameters={"demiglace.padding": "length: x[0]=0 -> y[0]"})
+    model = Model("m", 1, settings, session, (Device(),), HandClock())
+    sheet = Sheet()
+    model.submit(request(9.0, width=7), sheet)
+    assert session.gate.arrived(1)
+    requests = [request(1.0, width=3), request(2.0, width=5), request(3.0, width=4)]
+    for made in requests:
+        model.submit(made, sheet)
+    session.gate.open()
+    sheet.wait(4)
+    assert [ran.shapes["x"] for ran in session.ran] == [(1, 7), (3, 5)]
+    assert [sheet.values(made) for made in requests] == [[[1.0] * 3], [[2.0] * 5], [[3.0] * 4]]
+    got = model.statistics()
+    assert (got.padding_elements, got.padding_computed) == (2 + 0 + 1, 7 + 3 * 5)
+    model.close()
+
+
+def test_kept_memory_shows_nothing_of_the_batch_before(tmp_path: Path) -> None:
+    with serving(tmp_path, 'gate = "closed"', settings=config(8)) as (model, session, sheet):
+        model.submit(request(0.0), sheet)
+        assert session.gate.arrived(1)
+        requests = [request(*[float(10 * i + j) for j in range(1 + i % 3)]) for i in range(40)]
+        for made in requests:
+            model.submit(made, sheet)
+        session.gate.open()
+        sheet.wait(41)
+        assert all(sheet.values(made) == made.inputs[0].array.tolist() for made in requests)
+        assert len(session.ran) < 20, "several to a batch"

@@ -18,6 +18,7 @@ from server.backends.fake import FakeSession
 from server.loading import EntryLoader
 from server.model import Model
 from server.settings import Settings
+from server.statistics import Statistics
 from tests.server.core import FP32, HandClock, Sheet, config, load_fake, request
 from tests.server.harness import write_entry
 
@@ -44,7 +45,7 @@ def test_each_size_is_run_twice_on_every_instance_down_from_the_largest(tmp_path
 def test_nothing_of_it_is_counted(tmp_path: Path) -> None:
     with warmed(tmp_path) as (model, session):
         assert session.ran
-        assert model.statistics() == Model("m", 1, config(), session, (Device(),)).statistics()
+        assert model.statistics() == Statistics().snapshot()
 
 
 def test_it_tells_the_pace_of_every_batch_size(tmp_path: Path) -> None:
@@ -55,6 +56,13 @@ def test_it_tells_the_pace_of_every_batch_size(tmp_path: Path) -> None:
 def test_variable_dimensions_get_one_length(tmp_path: Path) -> None:
     with warmed(tmp_path, settings=config(2, dims=(-1,)), dims="[-1, -1]") as (_, session):
         assert {ran.shapes["x"] for ran in session.ran} == {(1, warmup.VARIABLE), (2, warmup.VARIABLE)}
+
+
+def test_a_declared_maximum_is_not_exceeded(tmp_path: Path) -> None:
+    declared = {"demiglace.padding": "length<=16: x[0]=0 -> y[0]"}
+    settings = replace(config(2, dims=(-1,)), parameters=declared)
+    with warmed(tmp_path, settings=settings, dims="[-1, -1]") as (_, session):
+        assert {ran.shapes["x"] for ran in session.ran} == {(1, 16), (2, 16)}
 
 
 def test_a_model_that_does_not_batch_is_run_as_it_is(tmp_path: Path) -> None:

@@ -164,9 +164,47 @@ def options(instances: int = 1, level: int | None = None, **parameters: str) -> 
     return ort_options.read(config, {"enable_mem_arena": "0"}, (Device(),) * instances)
 
 
-def test_instances_times_threads_is_about_the_number_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callers_and_threads_of_a_session_are_together_as_many_as_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort_options, "cores", lambda: 8)
-    assert [options(n).intra_op_threads for n in (1, 2, 3, 8, 16)] == [8, 4, 2, 1, 1]
+    instances = (1, 2, 3, 8, 16)
+    threads = [options(n).intra_op_threads for n in instances]
+    assert threads == [8, 7, 6, 1, 1]
+    assert [max(n, n + threads - 1) for n, threads in zip(instances, threads, strict=True)] == [8, 8, 8, 8, 16]
+
+
+def test_a_session_has_one_thread_less_of_its_own_than_it_uses(tmp_path: Path) -> None:
+    """The caller of a run is the other one: what the number of threads is reckoned from."""
+
+    def own(threads: int) -> int:
+        before = len(list(Path("/proc/self/task").iterdir()))
+        session = load(classifier(tmp_path), intra_op_thread_count=str(threads))
+        after = len(list(Path("/proc/self/task").iterdir()))
+        session.close()
+        return after - before
+
+    assert [own(threads) for threads in (1, 2, 4)] == [0, 1, 3]
+
+
+def test_an_entry_is_tuned_for_throughput_or_latency() -> None:
+    backend = get("onnxruntime")
+    for config, backend_options, instances, spinning in (
+        (ModelConfig("m"), {}, 2, "0"),
+        (ModelConfig("m"), {"tune": "latency"}, 1, "1"),
+        (ModelConfig("m", parameters={"demiglace.tune": "throughput"}), {"tune": "latency"}, 2, "0"),
+        (ModelConfig("m", parameters={"demiglace.tune": "latency"}), {}, 1, "1"),
+        (ModelConfig("m", parameters={"session.intra_op.allow_spinning": "1"}), {}, 2, "1"),
+        (ModelConfig("m", parameters={"session.intra_op.allow_spinning": "0"}), {"tune": "latency"}, 1, "0"),
+    ):
+        assert backend.cpu_instances(config, backend_options) == instances
+        found = ort_options.read(config, backend_options, (Device(),) * instances)
+        assert found.session["session.intra_op.allow_spinning"] == spinning
+
+
+def test_what_nothing_can_be_tuned_for_is_refused() -> None:
+    with pytest.raises(BackendError, match=r"^backend option tune is 'speed', allowed are throughput, latency$"):
+        ort_options.tuning(ModelConfig("m"), {"tune": "speed"})
+    with pytest.raises(BackendError, match=r"^model 'm': demiglace\.tune is 'both', allowed are throughput, latency$"):
+        ort_options.tuning(ModelConfig("m", parameters={"demiglace.tune": "both"}), {})
 
 
 def test_options_go_by_the_names_of_triton() -> None:
@@ -187,7 +225,7 @@ def test_options_go_by_the_names_of_triton() -> None:
     got = options(level=-1, **names)
     assert (got.intra_op_threads, got.inter_op_threads, got.parallel) == (3, 2, True)
     assert (got.mem_arena, got.mem_pattern, got.arena_shrinkage) == (True, False, "cpu:0;gpu:1")
-    assert got.session == {"session.use_device_allocator_for_initializers": "1"}
+    assert got.session["session.use_device_allocator_for_initializers"] == "1"
     assert got.cuda == {
         "cudnn_conv_algo_search": "EXHAUSTIVE",
         "gpu_mem_limit": "1000",
