@@ -187,6 +187,7 @@ class GrpcioTransport:
                 call.cancel()
                 raise
             finally:
+                call.forget()
                 self._in_flight -= 1
                 if not self._in_flight:
                     self._idle.set()

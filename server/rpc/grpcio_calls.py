@@ -77,6 +77,10 @@ class BaseCall:
         if self._cancelled:  # gone while a large body was being decoded
             action()
 
+    def forget(self) -> None:
+        """The handler is done: it and the call hold each other no more, and are freed without the collector."""
+        self._actions.clear()
+
     def cancel(self) -> None:
         self._cancelled = True
         for action in self._actions:

@@ -223,6 +223,7 @@ class UnaryCall(BaseCall):
             self.complete(lambda: result)
 
     def _finish(self, answer: Callable[[], Answer]) -> None:
+        self._actions = None  # a handler that is done holds the call no more: both are freed now, not by the collector
         if self.ended:  # the client has gone
             return
         try:
