@@ -1,4 +1,4 @@
-"""Every RPC through real gRPC with the stock client, against a server in this process on the fake backend."""
+"""Every RPC by the stock client over both transports, against a server in this process on the fake backend."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from tritonclient.utils import InferenceServerException
 from protos.wire import METHODS
 from server.grpc_settings import GrpcSettings
 from server.rpc.call import Refused
-from server.rpc.limits import Limits
 from server.rpc.service import EXTENSIONS, SHUTTING_DOWN
 from tests.server.harness import ROW, Running, running, tensor, write_entry
 
@@ -32,7 +31,7 @@ BATCHING = "max_batch_size: 8\ndynamic_batching { }\ninstance_group [{ count: 1 
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def served(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     root = tmp_path_factory.mktemp("repository")
     write_entry(root, "m", config=BATCHING, behaviour={"multiply": 2, "fail_on": 13.0})
     write_entry(root, "m", version=3, behaviour={"multiply": 3})
@@ -42,7 +41,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     write_entry(root, "flat", shape=(4,))
     write_entry(root, "held", config=BATCHING, behaviour={"gate": "closed"})
     write_entry(root, "counted", config=BATCHING, behaviour={"fail_on": 13.0})
-    with running(root) as found:
+    with running(root, grpc=GrpcSettings(port=0, transport=kind)) as found:
         yield found
 
 
@@ -343,32 +342,13 @@ def test_reflection_s_own_stub_works(served: Running) -> None:
         assert next(iter(stub.ServerReflectionInfo(iter([request])))).list_services_response.service
 
 
-# --- limits, compression, shutdown ---
+# --- shutdown ---
 
 
-@pytest.mark.parametrize("allowed", [False, True])
-def test_compressed_requests_are_refused_unless_allowed(tmp_path: Path, allowed: bool) -> None:
-    write_entry(tmp_path)
-    grpc_port = GrpcSettings(port=0, limits=Limits(compression=allowed))
-    with running(tmp_path, grpc=grpc_port) as server, triton.InferenceServerClient(server.url) as client:
-        if allowed:
-            result = client.infer("m", [tensor(ROW)], compression_algorithm="gzip")
-            assert np.array_equal(result.as_numpy("y"), ROW)
-        else:
-            code, _ = refusal(lambda: client.infer("m", [tensor(ROW)], compression_algorithm="gzip"))
-            assert code in ("UNIMPLEMENTED", "INTERNAL")  # grpcio's own refusal, by release
-            assert np.array_equal(client.infer("m", [tensor(ROW)]).as_numpy("y"), ROW)
-
-
-def test_a_message_over_the_limit_is_refused(tmp_path: Path) -> None:
-    write_entry(tmp_path)
-    with running(tmp_path, grpc=GrpcSettings(port=0, limits=Limits(message_bytes=4096))) as server:
-        assert raw_call(server, "ModelInfer", bytes(5000))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
-
-
-def test_a_stopping_server_finishes_what_it_accepted_and_refuses_the_rest(tmp_path: Path) -> None:
+def test_a_stopping_server_finishes_what_it_accepted_and_refuses_the_rest(kind: str, tmp_path: Path) -> None:
     write_entry(tmp_path, config=BATCHING, behaviour={"gate": "closed"})
-    with running(tmp_path) as server, triton.InferenceServerClient(server.url) as client:
+    grpc_port = GrpcSettings(port=0, transport=kind)
+    with running(tmp_path, grpc=grpc_port) as server, triton.InferenceServerClient(server.url) as client:
         results: list[Any] = []
         answered = threading.Event()
 
