@@ -6,8 +6,8 @@ Not here: the cases of credentials, and `cacheable_unary`, which needs a proxy.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Iterator
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
@@ -114,18 +114,14 @@ def test_server_streaming(channel: grpc.Channel) -> None:
 
 
 def test_ping_pong(channel: grpc.Channel) -> None:
-    got: list[int] = []
-
-    def requests() -> Iterator[Any]:
-        for number, (sent, asked) in enumerate(SIZES):
-            assert len(got) == number, "the client asks again only after an answer"
-            yield output_request(sent, asked)
-            got.append(len(next(answers).payload.body))
-
-    # the client's thread asks for the next request as soon as it may send; `got` is filled there, in turn
-    answers = full_duplex(channel)(requests(), timeout=WAIT)
+    requests: SimpleQueue[Any] = SimpleQueue()
+    answers = full_duplex(channel)(iter(requests.get, None), timeout=WAIT)
+    for sent, asked in SIZES:
+        requests.put(output_request(sent, asked))
+        assert len(next(answers).payload.body) == asked
+    requests.put(None)
+    assert list(answers) == []
     assert answers.code() is grpc.StatusCode.OK
-    assert got == [asked for _, asked in SIZES]
 
 
 def test_empty_stream(channel: grpc.Channel) -> None:
@@ -213,15 +209,10 @@ def test_unimplemented_service(channel: grpc.Channel) -> None:
 
 def test_cancel_after_begin(channel: grpc.Channel) -> None:
     call = stream_stub(channel, "stream_unary", "StreamingInputCall", m.StreamingInputCallResponse)
-    gone = threading.Event()
-
-    def requests() -> Iterator[Any]:
-        gone.wait(WAIT)
-        yield from ()
-
-    begun = call.future(requests(), timeout=WAIT)
+    requests: SimpleQueue[Any] = SimpleQueue()
+    begun = call.future(iter(requests.get, None), timeout=WAIT)
     begun.cancel()
-    gone.set()
+    requests.put(None)
     assert begun.cancelled()
     assert begun.code() is grpc.StatusCode.CANCELLED
 
@@ -234,12 +225,11 @@ def test_cancel_after_first_response(channel: grpc.Channel) -> None:
 
 
 def test_timeout_on_sleeping_server(channel: grpc.Channel) -> None:
-    def requests() -> Iterator[Any]:
-        yield output_request(27182)
-        answers.code()  # neither side says more
-
-    answers = full_duplex(channel)(requests(), timeout=0.001)
+    requests: SimpleQueue[Any] = SimpleQueue()
+    requests.put(output_request(27182))
+    answers = full_duplex(channel)(iter(requests.get, None), timeout=0.001)
     assert refused(lambda: next(answers))[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+    requests.put(None)
 
 
 def test_concurrent_large_unary_by_the_aio_client(service: Served) -> None:

@@ -142,7 +142,7 @@ def test_drain_gives_up_after_its_time(served: Served) -> None:
 def test_drain_is_done_at_once_where_nothing_waits(served: Served) -> None:
     with served.channel() as channel:
         unary(channel, "deferred")
-        assert served.transport.drain(0.5) is True
+        assert served.transport.drain(WAIT) is True
 
 
 def test_our_own_drain_sends_clients_elsewhere(own: Served) -> None:
