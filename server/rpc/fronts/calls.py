@@ -9,18 +9,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from server.errors import Internal, ServerError
+from server.errors import ServerError
 from server.logs import log
 from server.rpc.call import Answer, Buffer, Deferred, Metadata, OnMessage, Quick, Slow
 from server.rpc.fronts.link import Kind, Record, packed, unpacked
+from server.rpc.http2.calls import DEFECT, FULL, LARGE
 from server.rpc.status import Code, code_of
 
 if TYPE_CHECKING:
     from server.rpc.fronts.peer import Peer
-
-LARGE = 1 << 20
-"""Bytes of a body from which on decoding leaves the loop: half a million BYTES elements take some 50 ms."""
-DEFECT = Internal("internal error, see the server's log")
 
 
 class BaseCall:
@@ -73,12 +70,12 @@ class BaseCall:
     def _end(self, code: int, text: bytes = b"") -> None:
         if self._peer.forget(self._number):
             self._head()
-            self._peer.link.put(Kind.END, self._number, code, metadata=packed(self._trailers), body=text)
+            self._peer.reply(Kind.END, self._number, code, packed(self._trailers), text)
 
     def _head(self) -> None:
         """Before the first answer."""
         if self._initial:
-            self._peer.link.put(Kind.METADATA, self._number, metadata=packed(self._initial))
+            self._peer.reply(Kind.METADATA, self._number, 0, packed(self._initial))
             self._initial = ()
 
 
@@ -136,9 +133,11 @@ class UnaryCall(BaseCall):
             log.defect("handler failed", error)
             self.fail(DEFECT)
             return
-        if self._peer.forget(self._number):
+        if self._peer.full:
+            self.fail(FULL)
+        elif self._peer.forget(self._number):
             self._head()
-            self._peer.link.put(Kind.ANSWER, self._number, metadata=packed(self._trailers), body=result)
+            self._peer.reply(Kind.ANSWER, self._number, 0, packed(self._trailers), result)
 
 
 class StreamCall(BaseCall):
@@ -162,9 +161,14 @@ class StreamCall(BaseCall):
         self._peer.loop.post(partial(self._end, Code.OK) if error is None else partial(self.fail, error))
 
     def _send(self, message: Answer) -> None:
-        if self._peer.calls.get(self._number) is self:  # else it has ended
-            self._head()
-            self._peer.link.put(Kind.MESSAGE, self._number, body=message)
+        if self._peer.calls.get(self._number) is not self:  # it has ended
+            return
+        if self._peer.full:
+            self.fail(FULL)
+            self._abandon()
+            return
+        self._head()
+        self._peer.reply(Kind.MESSAGE, self._number, 0, b"", message)
 
     def _guarded(self, action: Callable[[], None]) -> None:
         try:

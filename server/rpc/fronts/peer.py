@@ -10,11 +10,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from logging import DEBUG, ERROR, INFO, WARNING
 
 from server.logs import log
-from server.rpc.call import Deferred, Quick, Refused, Route, Slow, Stream
+from server.rpc.call import Answer, Deferred, Quick, Refused, Route, Slow, Stream
 from server.rpc.fronts.calls import StreamCall, UnaryCall
 from server.rpc.fronts.link import Kind, Link, Record
 from server.rpc.fronts.loop import Loop
 from server.rpc.fronts.ring import Broken
+from server.rpc.http2.framing import size_of
 
 _LEVELS: dict[int, Callable[..., None]] = {
     DEBUG: log.verbose,
@@ -36,6 +37,7 @@ class Peer:
         loop: Loop,
         routes: Sequence[Route],
         pools: tuple[ThreadPoolExecutor, ThreadPoolExecutor],
+        most_waiting: int,
     ) -> None:
         self.number = number
         self.process = process
@@ -51,6 +53,9 @@ class Peer:
         self._closed = 0
         """Connections that it has been given, and those of them that have ended."""
         self._drained: Future[bool] = Future()
+        self._most_waiting = most_waiting
+        self._waiting = 0
+        """Bytes of answers for which there is no room in the ring yet."""
         self._routes = routes
         self._handlers: dict[int, Callable[[Record], None]] = {
             Kind.CALL: self._call,
@@ -96,10 +101,17 @@ class Peer:
     def stop(self, grace_ns: int) -> None:
         self.link.put(Kind.STOP, time=grace_ns)
 
-    def flush(self, most_waiting: int) -> None:
-        """Raises Broken if it leaves more than `most_waiting` bytes where they are."""
-        if not self.link.flush() and (waiting := self.link.waiting()) > most_waiting:
-            raise Broken(f"{waiting} bytes of answers not taken, at most {most_waiting} may wait")
+    def reply(self, kind: Kind, number: int, code: int, metadata: bytes, body: Answer = b"") -> None:
+        self._waiting += len(body) if isinstance(body, bytes) else size_of(body)
+        self.link.put(kind, number, code, metadata=metadata, body=body)
+
+    @property
+    def full(self) -> bool:
+        """Whether more answers wait for its clients than may be held."""
+        return self._waiting > self._most_waiting
+
+    def flush(self) -> None:
+        self._waiting = 0 if self.link.flush() else self.link.waiting()
 
     def forget(self, number: int) -> bool:
         """Whether the call was open."""

@@ -46,7 +46,9 @@ class FrontsTransport:
 
     def __init__(self, service: Handlers, limits: Limits, tls: Tls | None, fronts: int) -> None:
         self._service = service
-        self._limits = limits
+        # of what may be held in all each front has its share, and in any case room for one message
+        share = max(limits.buffered_bytes // fronts, limits.message_bytes)
+        self._limits = replace(limits, buffered_bytes=share)
         self._tls = tls
         self._count = fronts
         routes = service.routes()
@@ -78,9 +80,8 @@ class FrontsTransport:
     def start(self, address: str, port: int) -> int:
         """Listen on an IP address, a host name or `unix:/path`; returns the port once all serve. Raises OSError."""
         found = listen.listener(address, port)
-        limits = replace(self._limits, buffered_bytes=max(self._limits.buffered_bytes // self._count, MIB))
         self._setup = json.dumps({
-            "limits": asdict(limits), "tls": self._tls and asdict(self._tls),
+            "limits": asdict(self._limits), "tls": self._tls and asdict(self._tls),
             "routes": self._described, "verbose": log.is_verbose,
         }, default=str).encode()  # fmt: skip
         self._loop.start()
@@ -147,11 +148,8 @@ class FrontsTransport:
             log.defect("requests could not be released", error)
         if self._acceptor is not None:
             self._acceptor.look()
-        for peer in list(self._peers.values()):
-            try:
-                peer.flush(self._limits.buffered_bytes)
-            except Broken as error:
-                self._lose(peer, error)
+        for peer in self._peers.values():
+            peer.flush()
 
     def _add(self, peer: Peer) -> None:
         if (before := self._peers.get(peer.number)) is not None:
@@ -193,7 +191,7 @@ class FrontsTransport:
         """Raises OSError."""
         # metadata travels with a message, and is limited apart from it
         started, link, door = process.start(self._limits.message_bytes + 8 * self._limits.header_bytes + MIB)
-        peer = Peer(number, started, link, door, self._loop, self._routes, self._pools)
+        peer = Peer(number, started, link, door, self._loop, self._routes, self._pools, self._limits.buffered_bytes)
         self._loop.call(partial(self._add, peer))
         return peer
 
