@@ -115,8 +115,8 @@ def test_what_is_waiting_decides_how_long_release_may_take(tmp_path: Path) -> No
     with serving(tmp_path, STEADY, settings=config(2)) as (model, _, _):
         sheet = Threads()
         quick(model, 1)
-        quick(model, 2, us=1500)
-        made = hold(model, sheet, *(request(float(i)) for i in range(100)))  # may take 1.6 ms together
+        quick(model, 2, us=2000)
+        made = hold(model, sheet, *(request(float(i)) for i in range(100)))  # may take 2.15 ms together
         model.release()
         assert sheet.here(made[0])
         sheet.wait(100)
