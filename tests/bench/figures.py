@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,8 +53,10 @@ class Figure:
         return f" ±{max(abs(value / self.median - 1) for value in self.values):.0%}"
 
 
-def of_loads(bench: str, subject: str, case: str, load: str, runs: Sequence[Measured], note: str = "") -> list[Figure]:
-    """What runs of h2load give."""
+def of_loads(
+    bench: str, subject: str, case: str, load: str, runs: Sequence[Measured], metrics: Collection[str] = ()
+) -> list[Figure]:
+    """What runs of h2load give: all of it, or these metrics and how far others disturbed them."""
     taken: dict[str, Callable[[Measured], float]] = {
         RATE: lambda run: run.rate,
         CPU: lambda run: run.cpu_us,
@@ -62,7 +64,11 @@ def of_loads(bench: str, subject: str, case: str, load: str, runs: Sequence[Meas
         P99: lambda run: run.p99_ms,
         OTHERS: lambda run: run.other_cores,
     }
-    return [Figure(bench, subject, case, load, metric, tuple(map(take, runs)), note) for metric, take in taken.items()]
+    return [
+        Figure(bench, subject, case, load, metric, tuple(map(take, runs)))
+        for metric, take in taken.items()
+        if not metrics or metric in (*metrics, OTHERS)
+    ]
 
 
 def in_turn(subjects: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, list[T]]:
@@ -95,7 +101,7 @@ def show(console: Console, figures: Sequence[Figure], reference: str) -> None:
     metrics = [m for m in dict.fromkeys(figure.metric for figure in figures) if m != OTHERS]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("what", "load", f"who, to {reference}"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=heading != "what")
     for metric in metrics:
         table.add_column(metric, justify="right", no_wrap=True)
     last = None
@@ -123,7 +129,7 @@ def disturbance(figures: Iterable[Figure]) -> str:
 
 def _rows(figures: Sequence[Figure]) -> list[tuple[str, str, str]]:
     """(case, load, subject) as they came, but loads of a case together and in order."""
-    seen = list(dict.fromkeys((figure.case, figure.load, figure.subject) for figure in figures))
+    seen = list(dict.fromkeys((f.case, f.load, f.subject) for f in figures if f.metric != OTHERS))
     cases = list(dict.fromkeys(case for case, _, _ in seen))
     return sorted(seen, key=lambda row: (cases.index(row[0]), _load_order(row[1])))
 

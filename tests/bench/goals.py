@@ -143,3 +143,4 @@ def show(console: Console, figures: Sequence[Figure]) -> None:
     left = sum(goal.compute(figures) is None for goal in GOALS)
     if left:
         console.print(f"  {left} of {len(GOALS)} goals not measured in this run")
+    console.print("  goal 3, a mix of lengths, has a benchmark of its own: python -m tests.bench.mix")

@@ -160,13 +160,13 @@ def _command(prepared: Prepared, load: Load, count: int, log: str | None) -> lis
     program = shutil.which("h2load")
     if program is None:
         raise LoadFailed("h2load is not there; it comes with Debian's and Ubuntu's package nghttp2-client")
-    each = load.in_flight // load.connections
-    command = [program, "-n", str(count), "-c", str(load.connections), "-m", str(each)]
-    if load.rate is not None:
-        command += ["--rps", f"{load.rate / load.connections:g}"]
+    # over HTTP/1.1 h2load sends one request per connection at a time
+    connections = load.in_flight if prepared.http1 else load.connections
+    command = [program, "-n", str(count), "-c", str(connections), "-m", str(load.in_flight // connections)]
     if prepared.http1:
-        # over HTTP/1.1 h2load sends one request per connection at a time
-        command = [program, "--h1", "-n", str(count), "-c", str(load.in_flight)]
+        command.append("--h1")
+    if load.rate is not None:
+        command += ["--rps", f"{load.rate / connections:g}"]
     if log is not None:
         command += ["--log-file", log]
     for header in prepared.headers:

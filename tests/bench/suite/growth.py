@@ -14,6 +14,7 @@ from tests.peers.peer import Question, Running
 
 REFERENCE = "1"
 MODELS = (1, 10, 100)
+QUICK_MODELS = (1, 10)
 INSTANCES = (1, 2, 4)
 CONNECTIONS = (1, 10, 100)
 SIZES = {"1 kB": 256, "16 kB": 4 << 10, "256 kB": 64 << 10, "4 MB": 1 << 20}
@@ -21,7 +22,8 @@ LOADS = (1, 16)
 
 
 def run(plan: Plan) -> list[Figure]:
-    models = {n: workloads.write_tinies(plan.folder / f"models-{n}", n) for n in MODELS}
+    counts = QUICK_MODELS if plan.quick else MODELS
+    models = {n: workloads.write_tinies(plan.folder / f"models-{n}", n) for n in counts}
     instances = {n: workloads.write_tinies(plan.folder / f"instances-{n}", 1, n) for n in INSTANCES}
     return [
         *_servers(plan, "models loaded", models),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from tests.bench import h2load, ours, workloads
-from tests.bench.figures import P50, P99, Figure, in_turn
+from tests.bench.figures import P50, P99, Figure, in_turn, of_loads
 from tests.bench.h2load import Load
 from tests.bench.suite.plan import Plan, in_flight
 
@@ -25,8 +25,5 @@ def run(plan: Plan) -> list[Figure]:
     return [
         figure
         for name, found in runs.items()
-        for figure in (
-            Figure("models-100", name, "tiny", in_flight(1), P50, tuple(run.p50_ms for run in found)),
-            Figure("models-100", name, "tiny", in_flight(1), P99, tuple(run.p99_ms for run in found)),
-        )
+        for figure in of_loads("models-100", name, "tiny", in_flight(1), found, (P50, P99))
     ]

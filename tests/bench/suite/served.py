@@ -11,7 +11,7 @@ import shutil
 
 from protos import repository
 from tests.bench import bare_loop, h2load, ours, workloads
-from tests.bench.figures import P50, ROWS, Figure, in_turn
+from tests.bench.figures import OTHERS, P50, ROWS, Figure, in_turn
 from tests.bench.h2load import Load
 from tests.bench.suite.plan import Plan, in_flight
 from tests.children import started_server
@@ -23,7 +23,8 @@ SHAPES = {"input_ids": (LENGTH,), "attention_mask": (LENGTH,)}
 
 
 def run(plan: Plan) -> list[Figure]:
-    return [figure for model in (workloads.FP32, workloads.INT8) for figure in _model(plan, model)]
+    models = (workloads.INT8,) if plan.quick else (workloads.FP32, workloads.INT8)
+    return [figure for model in models for figure in _model(plan, model)]
 
 
 def _model(plan: Plan, model: str) -> list[Figure]:
@@ -38,8 +39,12 @@ def _model(plan: Plan, model: str) -> list[Figure]:
         server = ours.running(child)
         prepared = h2load.prepared(plan.folder, server, workloads.minilm(model, LENGTH))
 
+        disturbed: list[float] = []
+
         def through(load: int) -> h2load.Measured:
-            return h2load.measure(prepared, Load(load), 3 * plan.seconds, server.process)
+            run = h2load.measure(prepared, Load(load), 3 * plan.seconds, server.process)
+            disturbed.append(run.other_cores)
+            return run
 
         def bare(way: str) -> bare_loop.Rates:
             return bare_loop.run(file, 3 * plan.seconds, way, SHAPES)
@@ -55,4 +60,5 @@ def _model(plan: Plan, model: str) -> list[Figure]:
     return [
         *(Figure("served", who, case, in_flight(IN_FLIGHT), ROWS, tuple(values), note) for who, values in many.items()),
         *(Figure("served", who, case, in_flight(1), P50, tuple(values)) for who, values in one.items()),
+        Figure("served", ours.NAME, case, "", OTHERS, tuple(disturbed)),
     ]
