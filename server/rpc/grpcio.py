@@ -19,7 +19,7 @@ import grpc.aio
 from server.errors import ServerError
 from server.logs import log
 from server.rpc import grpcio_calls
-from server.rpc.call import Answer, Buffer, Call, Deferred, OnMessage, Quick, Refused, Route, Slow, Stream, StreamCall
+from server.rpc.call import Answer, Buffer, Call, Deferred, Quick, Refused, Route, Slow, Stream, StreamCall
 from server.rpc.grpcio_calls import DEFECT, STATUS, Clock, Context, Mailbox, UnaryCall, guarded
 from server.rpc.limits import Limits
 from server.rpc.service import Service
