@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -187,7 +188,8 @@ class RawClient:
             if not data:
                 self.closed = True
                 return
-            self.http2.receive_data(data)
+            with contextlib.suppress(ngh2.ConnectionStateError):  # it has ended on both sides; what comes is the close
+                self.http2.receive_data(data)
             for event in self.http2.events():
                 self._take(event)
             self.flush()
