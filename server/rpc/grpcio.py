@@ -92,6 +92,9 @@ class GrpcioTransport:
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", limits.header_bytes),
             ("grpc.max_concurrent_streams", limits.streams),
+            # else calls beyond 1,000 that Python has not taken over yet are cancelled
+            ("grpc.server.max_pending_requests", _NEVER),
+            ("grpc.server.max_pending_requests_hard_limit", _NEVER),
             ("grpc.keepalive_time_ms", int(limits.keepalive_secs * 1000) or _NEVER),
             ("grpc.keepalive_timeout_ms", int(limits.keepalive_timeout_secs * 1000)),
             ("grpc.http2.min_ping_interval_without_data_ms", int(limits.min_ping_secs * 1000)),

@@ -37,7 +37,9 @@ CODES: dict[type[ServerError], Code] = {
 }
 
 TEXT_LIMIT = 4096
-"""Characters of a status text: it travels in a header, and clients limit those (grpcio: 8 KiB)."""
+"""Bytes of a status text as it travels: in a header, which clients limit (grpcio: 8 KiB, some 16), with each byte that is
+not printable ASCII as three."""
+CUT = "..."
 
 
 def code_of(error: ServerError) -> Code:
@@ -47,4 +49,12 @@ def code_of(error: ServerError) -> Code:
 
 def text_of(error: ServerError) -> str:
     """The error's own text on one line: what it echoes of a client's bytes is escaped, and cut where it is large."""
-    return clean(error, TEXT_LIMIT)
+    text = clean(error, TEXT_LIMIT)
+    if text.isascii() and "%" not in text:
+        return text
+    left = TEXT_LIMIT - len(CUT)
+    for at, character in enumerate(text):
+        left -= 1 if character.isascii() and character != "%" else 3 * len(character.encode("utf-8", "replace"))
+        if left < 0:
+            return text[:at] + CUT
+    return text

@@ -77,6 +77,11 @@ class FrontsTransport:
         """Process ids of the fronts by their number."""
         return {number: peer.process.pid for number, peer in list(self._peers.items())}
 
+    @property
+    def connections(self) -> dict[int, int]:
+        """Open connections of the fronts by their number."""
+        return {number: peer.connections for number, peer in list(self._peers.items())}
+
     def start(self, address: str, port: int) -> int:
         """Listen on an IP address, a host name or `unix:/path`; returns the port once all serve. Raises OSError."""
         found = listen.listener(address, port)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SWEEP_NS = 10**9
 PAUSE_NS = 10**9
+QUIET_NS = 60 * 10**9
 ACCEPTS = 64
 """Connections accepted in one round."""
 SPARE_DESCRIPTORS = 64
@@ -68,6 +69,7 @@ class Http2Transport:
         self._most = most_connections(limits)
         self._paused: Timer | None = None
         """While no connection is accepted; it has another look."""
+        self._say_again_ns = 0
         self._drained: threading.Event | None = None
         self._stop_at_ns: int | None = None
         self._unix: Path | None = None
@@ -288,7 +290,9 @@ class Http2Transport:
             self._resume()
 
     def _pause(self, why: str) -> None:
-        log.warning(why)
+        if self._shared.now_ns >= self._say_again_ns:  # connections that come and go at the limit must not fill a disk
+            self._say_again_ns = self._shared.now_ns + QUIET_NS
+            log.warning(why)
         assert self._listener is not None
         self._poll.unregister(self._listener)
         self._paused = self._shared.timers.add(self._shared.clock() + PAUSE_NS, self._resume)
