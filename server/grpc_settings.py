@@ -38,7 +38,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     whole_flag(group, "--grpc-port", 8001, 0, 65535, "port for gRPC; 0 picks a free one and prints it")
     group.add_argument("--grpc-transport", choices=TRANSPORTS, default="http2", metavar="|".join(TRANSPORTS),
                        help="http2: our own, the fast one (default)\n"
-                       "grpcio: gRPC's own server, for trusted clients: it knows fewer of the limits below")  # fmt: skip
+                       "grpcio: gRPC's own, for trusted clients: it knows fewer of the limits below")  # fmt: skip
     whole_flag(group, "--grpc-front-processes", 0, 0, 64,
                "processes that speak gRPC in front of the one that runs models, sharing the port; 0: none;\n"
                "for hosts with many cores and small models, where one front end is the limit")  # fmt: skip

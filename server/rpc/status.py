@@ -37,7 +37,7 @@ CODES: dict[type[ServerError], Code] = {
 }
 
 TEXT_LIMIT = 4096
-"""Bytes of a status text as it travels: in a header, which clients limit (grpcio: 8 KiB, some 16), with each byte that is
+"""Bytes of a status text as it travels: in a header, which clients limit (grpcio: 8 KiB), with each byte that is
 not printable ASCII as three."""
 CUT = "..."
 

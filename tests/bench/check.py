@@ -144,6 +144,13 @@ def main() -> int:
         table.add_row(str(level), f"{one.cpu:.3f}", wanted[0], f"{one.rate:.2f}", wanted[1], f"{one.other_cores:.2f}")
     Console(width=WIDTH).print(table)
     if update:
+        used = max(one.other_cores for one in found.values())
+        if used > QUIET:
+            print(
+                f"bench-check: no baseline: others used up to {used:.2f} cores, at most {QUIET} allowed",
+                file=sys.stderr,
+            )
+            return 2
         write(BASELINE, found)
         print(f"written to {BASELINE}")
         return 0

@@ -129,16 +129,17 @@ def _rate(prepared: Prepared, load: Load, server: psutil.Process, seconds: float
 def run(prepared: Prepared, load: Load, count: int, server: psutil.Process) -> Measured:
     with tempfile.NamedTemporaryFile(suffix=".tsv") as log:
         command = _command(prepared, load, count, log.name)
-        spent, own, whole = cpu_seconds(server), _children_seconds(), _machine_seconds()
+        spent, own, whole, wall = cpu_seconds(server), _children_seconds(), _machine_seconds(), time.monotonic()
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-        spent, own, whole = cpu_seconds(server) - spent, _children_seconds() - own, _machine_seconds() - whole
+        spent, own = cpu_seconds(server) - spent, _children_seconds() - own
+        whole, wall = _machine_seconds() - whole, time.monotonic() - wall
         if done.returncode:
             raise LoadFailed(f"{' '.join(command)} ended with status {done.returncode}: {done.stderr.strip()}")
         seconds = check(done.stdout, count, prepared)
         took = sorted(int(line.split(b"\t")[2]) for line in log.read().splitlines())
     rate = count / seconds
     at = [took[min(len(took) - 1, int(len(took) * share))] / 1e3 for share in (0.5, 0.99)]
-    others = max(0.0, whole - spent - own) / seconds
+    others = max(0.0, whole - spent - own) / wall
     return Measured(count, seconds, rate, *at, spent / count * 1e6, own / seconds, others)
 
 
