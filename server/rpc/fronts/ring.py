@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Sequence
 from mmap import mmap
 
+import numpy as np
+
 from server.rpc.call import Buffer
 
 _FRAME = struct.Struct("<II")
@@ -127,7 +129,7 @@ class Reader:
         self._start = start
         self._size = size
         self._most = most
-        self._place: bytearray | None = None
+        self._place: memoryview | None = None
         """Of a message that came in part."""
         self._have = 0
         self.read = 0
@@ -162,7 +164,7 @@ class Reader:
         if self._place is None:
             if size + left > self._most:
                 raise Broken(f"a message of {size + left} bytes, at most {self._most} are allowed")
-            self._place, self._have = bytearray(size + left), 0
+            self._place, self._have = np.empty(size + left, np.uint8).data, 0
         place = self._place
         if self._have + size + left != len(place):
             raise Broken(f"{size} and {left} more bytes for a message that has {self._have} of {len(place)}")
@@ -170,7 +172,7 @@ class Reader:
         self._have += size
         if not left:
             self._place = None
-            found.append(memoryview(place))
+            found.append(place)
 
 
 def _space(size: int) -> int:

@@ -17,7 +17,7 @@ from server.rpc.http2 import framing, handshake, library
 from server.rpc.http2.calls import StreamCall, UnaryCall
 from server.rpc.http2.framing import Headers
 from server.rpc.http2.handshake import Waits
-from server.rpc.http2.library import DataReceived, RequestReceived
+from server.rpc.http2.library import DataReceived, RequestReceived, StreamClosed, StreamReset
 from server.rpc.http2.outgoing import SLICE_BYTES, Outgoing
 from server.rpc.http2.pings import Pings
 from server.rpc.http2.shared import Shared
@@ -309,13 +309,13 @@ class Connection:
 
     def _other(self, event: library.Event) -> None:
         match event:
-            case library.TrailersReceived():
-                if (call := self.calls.get(event.stream_id)) is not None:
-                    call.receive(b"", True)
-            case library.StreamReset() | library.StreamClosed():
+            case StreamClosed() | StreamReset():  # first, because each call ends with one
                 self._outbox.pop(event.stream_id, None)
                 if (call := self.calls.get(event.stream_id)) is not None:
                     call.cancel()
+            case library.TrailersReceived():
+                if (call := self.calls.get(event.stream_id)) is not None:
+                    call.receive(b"", True)
             case library.SettingsReceived():
                 self.settled = True
             case library.PingReceived():
