@@ -39,7 +39,7 @@ class EntryLoader:
         path = repository.model_file(entry, version)
         backend = backends.get(config.backend or config.platform)
         options = self._settings.backend_options(backend.name)
-        warmup_seconds = warmup.seconds(options.get("warmup"), backend.warmup_seconds)
+        warmup_seconds = warmup.seconds(options.get("warmup", warmup.SECONDS))
         instances = devices.place(config, backend, options)
         session = backend.load(LoadRequest(path, config, instances, options, verified=found is not None))
         try:

@@ -56,13 +56,12 @@ class Model:
         self._statistics = Statistics()
         self.validator = Validator(name, config)
         batching = config.dynamic_batching
-        slots = max(1, len(instances))
-        self._runner = Runner(name, session, Collator(name, config, labels), clock, self._statistics, slots)
+        self._runner = Runner(name, session, Collator(name, config, labels), clock, self._statistics, instances)
         self._scheduler = Scheduler(
             f"{name}/{version}",
             Queue(config.max_batch_size, batching, max_queue_size),
             self._runner,
-            slots,
+            len(instances),
             clock,
             self._statistics,
             preserve_ordering=batching is not None and batching.preserve_ordering,
@@ -81,8 +80,12 @@ class Model:
         return self._session.threads
 
     def warm_up(self, seconds: float) -> None:
-        """Make first runs here and now; before the first `submit`, and for at most about `seconds`."""
-        warm_up(self.config, self.validator, self._runner, len(self.instances), seconds)
+        """Make first runs here and now; before the first `submit`, and for at most about `seconds`.
+
+        Not where values decide how long a run takes: with those made up here it might never end.
+        """
+        if self._session.steady:
+            warm_up(self.config, self.validator, self._runner, len(self.instances), seconds)
 
     def submit(self, request: InferRequest, on_done: OnDone, hold: bool = False) -> None:
         """Have `request` answered. Never raises: whatever becomes of it arrives through `on_done`, exactly once, from

@@ -22,6 +22,9 @@ from server.logs import log
 from server.request import InferRequest, Tensor
 from server.validate import Validator
 
+SECONDS = "1"
+"""Where the backend option `warmup` says nothing."""
+
 VARIABLE = 64
 """For variable dimensions: enough for the strides of image models, short for texts. Where a padding says that the model
 takes no more than fewer, those."""
@@ -30,10 +33,8 @@ MAX_BYTES = 64 << 20
 """Of one batch's inputs: warming up must not need more memory than the load that follows."""
 
 
-def seconds(option: str | None, default: float) -> float:
+def seconds(option: str) -> float:
     """The backend option `warmup`: what all warm-up runs of a model may take, 0 for none. Raises ConfigError."""
-    if option is None:
-        return default
     if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,3})?", option):
         raise ConfigError(f"backend option warmup is '{option}', allowed are seconds from 0 to 9999")
     return float(option)
@@ -41,7 +42,7 @@ def seconds(option: str | None, default: float) -> float:
 
 def warm_up(config: ModelConfig, validator: Validator, runner: Runner, instances: int, budget: float) -> None:
     """Run on each instance, for at most `budget` seconds if sizes cost what their rows do. Never fails."""
-    tensors = _zeros(config)
+    tensors = _zeros(config) if budget else None
     if tensors is None:
         return
     end = monotonic_ns() + int(budget * 1e9)

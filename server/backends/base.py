@@ -69,8 +69,8 @@ class Session(Protocol):
     threads: int = 0
     """Threads that one run may use; 0: unknown."""
     steady: bool = False
-    """Whether the time of a run depends on the shapes of its inputs alone, not on their values. Only then may the
-    thread that reads the sockets make short runs itself, since no client can make them long."""
+    """Whether the time of a run depends on the shapes of its inputs alone, not on their values. Only then is it run for
+    warm-up, and only then may the thread that reads the sockets make short runs: no values can make them long."""
 
     @property
     def io(self) -> ModelIO:
@@ -97,8 +97,6 @@ class Session(Protocol):
 class Backend(Protocol):
     name: str
     """As in `config.pbtxt`'s `backend`."""
-    warmup_seconds: float
-    """What the runs before a model's first request may take where the option `warmup` says nothing; 0: none."""
 
     def cpu_instances(self, config: ModelConfig, options: Mapping[str, str]) -> int:
         """How many instances a CPU group has when its count is 0 (Triton: 2 for onnxruntime, else 1)."""

@@ -21,7 +21,7 @@
     drop_row_on = 15              # … return a row too few
     max_rows = 8                  # more rows than this raise BackendError, as a device out of memory does
     delay_ms = 5                  # what a run takes, however many rows: capacity is known
-    steady = true                 # short runs may be made by the thread that releases them
+    steady = true                 # warmed up at load, and short runs are made by the thread that releases them
     gate = "closed"               # runs wait until `session.gate.open()`
     gate_file = "go"              # runs wait until a file of this name stands beside `model.fake`
     load_error = "text"           # loading fails
@@ -171,7 +171,6 @@ class FakeSession(Session):
 
 class Fake:
     name = "fake"
-    warmup_seconds = 0.0
 
     def cpu_instances(self, config: ModelConfig, options: Mapping[str, str]) -> int:
         return 1

@@ -45,7 +45,6 @@ _STATUS = re.compile(r"^\[ONNXRuntimeError\] : (\d+) : \w+ : (.*)$")
 
 class OnnxRuntime:
     name = "onnxruntime"
-    warmup_seconds = 1.0
 
     def cpu_instances(self, config: ModelConfig, options: Mapping[str, str]) -> int:
         return 1 if ort_options.tuning(config, options) == "latency" else 2
@@ -67,8 +66,7 @@ class OnnxRuntime:
         if options.preflight and not request.verified:
             preflight.first_load(path, PROBE)
         sessions = {device: _open(path, options, device) for device in dict.fromkeys(request.devices)}
-        on_cpu = all(device.kind == "cpu" for device in request.devices)
-        return OrtSession(sessions, request.devices, options, steady=on_cpu and onnx_steady.is_steady(path))
+        return OrtSession(sessions, request.devices, options, onnx_steady.is_steady(path))
 
 
 class OrtSession(Session):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic_ns, thread_time_ns
 
-from server.backends.base import BackendError, Batch, Session
+from server.backends.base import BackendError, Batch, Device, Session
 from server.batching.buffers import Buffers
 from server.batching.collate import Collator
 from server.batching.pace import Pace
@@ -50,13 +50,13 @@ class Runner:
         collator: Collator,
         clock: Clock,
         statistics: Statistics,
-        instances: int = 1,
+        instances: Sequence[Device] = (Device(),),
     ) -> None:
         self._model = model
         self._session = session
         self._collator = collator
-        self._buffers = [Buffers(session.allocate) for _ in range(instances)]
-        self.pace = Pace(session.steady)
+        self._buffers = [Buffers(session.allocate) for _ in instances]
+        self.pace = Pace(session.steady and all(device.kind == "cpu" for device in instances))
         # Waiting for a core or the interpreter's lock does not count, unless others work on the run meanwhile.
         self._stopwatch = thread_time_ns if session.threads == 1 else monotonic_ns
         self._clock = clock

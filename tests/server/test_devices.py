@@ -18,7 +18,6 @@ class Host:
 
     indices: tuple[int, ...] = ()
     name: str = "host"
-    warmup_seconds: float = 0.0
 
     def cpu_instances(self, config: ModelConfig, options: Mapping[str, str]) -> int:
         return int(options.get("instances", 2))

@@ -79,7 +79,7 @@ def test_text_inputs_get_empty_texts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("behaviour", ["fail_on = 0.0", "crash_on = 0.0", "max_rows = 0"])
 def test_a_model_that_refuses_zeros_is_served_all_the_same(tmp_path: Path, behaviour: str) -> None:
-    with warmed(tmp_path, behaviour) as (model, session):
+    with warmed(tmp_path, "steady = true\n" + behaviour) as (model, session):
         assert len(session.ran) == 1
         sheet = Sheet()
         model.submit(request(1.0), sheet)
@@ -106,21 +106,24 @@ def test_shape_tensors_cannot_be_made_up(tmp_path: Path) -> None:
         assert not session.ran
 
 
-def test_the_backend_option_says_for_how_long(tmp_path: Path) -> None:
-    write_entry(tmp_path)
-    settings = Settings(repositories=(tmp_path,), backend_config={"fake": {"warmup": "5"}})
-    entry = repository.read(tmp_path, "m")
-    for given, runs in ((Settings(repositories=(tmp_path,)), False), (settings, True)):
-        model = EntryLoader(given)(entry, 1)
-        assert bool(model._session.ran) == runs, "the fake backend does none by itself"  # type: ignore[attr-defined]
-        model.close()
+@pytest.mark.parametrize(("option", "steady", "runs"), [({}, True, 8), ({"warmup": "0"}, True, 0), ({}, False, 0)])
+def test_loading_warms_what_is_steady_for_as_long_as_the_option_says(
+    tmp_path: Path, option: dict[str, str], steady: bool, runs: int
+) -> None:
+    write_entry(tmp_path, config="max_batch_size: 8\n", behaviour={"steady": True} if steady else {})
+    settings = Settings(repositories=(tmp_path,), backend_config={"fake": option})
+    model = EntryLoader(settings)(repository.read(tmp_path, "m"), 1)
+    session = model._session
+    assert isinstance(session, FakeSession)
+    assert len(session.ran) == runs
+    model.close()
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1e3", "soon", "99999", "nan", "٣"])
 def test_a_time_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match=rf"^backend option warmup is '{text}', allowed are seconds from 0 to 9999$"):
-        warmup.seconds(text, 1.0)
+        warmup.seconds(text)
 
 
-def test_times_are_seconds_and_the_default_is_the_backends() -> None:
-    assert (warmup.seconds(None, 1.5), warmup.seconds("0", 1.5), warmup.seconds("0.25", 1.5)) == (1.5, 0.0, 0.25)
+def test_times_are_seconds() -> None:
+    assert (warmup.seconds("0"), warmup.seconds("0.25"), warmup.seconds(warmup.SECONDS)) == (0.0, 0.25, 1.0)
