@@ -9,11 +9,13 @@ instance_group, intra_op_thread_count and session.intra_op.allow_spinning do not
                 throughput (default)                     latency
     instances   2, as in Triton                          1
     threads     what the instances leave of the cores    all cores
-    spinning    no: it takes the cores from other runs   yes: threads stay awake between the parts of a run
+    spinning    no: it takes the cores from others       yes: threads stay awake between the parts of a run
 
 On two cores that is 47 against 44 rows per second of MiniLM at 128 tokens with 32 requests in flight and 39 against 25
 milliseconds of one alone; of its INT8 form 112 against 68 and 16 against 17 where the host is busy, 19 against 10
-where it is not (`python -m tests.bench.tune minilm`, `... minilm-int8`).
+where it is not (`python -m tests.bench.tune minilm`, `... minilm-int8`). What spinning takes is dear where runs are
+short: a perceptron 784-512-10 with two threads answers 5,900 requests per second with it and 16,300 without, 16 in
+flight, for 122 and 52 µs of processor time each.
 """
 
 from __future__ import annotations
