@@ -29,18 +29,15 @@ class Acceptor:
         self._peers = peers
         self._most = most
         self._look_again: float | None = None
-        """While none are taken: when to see whether that has changed."""
+        """While none are taken: from when on to see in each round whether that has changed."""
         loop.watch(listener.fileno(), self._accept)
 
     def look(self) -> None:
         """Once in each round: whether it can go on."""
-        if self._look_again is None or time.monotonic() < self._look_again:
+        if self._look_again is None or time.monotonic() < self._look_again or self._hindrance():
             return
-        if self._hindrance():
-            self._look_again = time.monotonic() + PAUSE_SECS
-        else:
-            self._look_again = None
-            self._loop.watch(self._listener.fileno(), self._accept)
+        self._look_again = None
+        self._loop.watch(self._listener.fileno(), self._accept)
 
     def close(self) -> None:
         if self._look_again is None:
@@ -51,7 +48,7 @@ class Acceptor:
     def _accept(self) -> None:
         for _ in range(AT_ONCE):
             if why := self._hindrance():
-                self._pause(why)
+                self._pause(why, 0.0)
                 return
             try:
                 sock, _ = self._listener.accept()
@@ -60,7 +57,7 @@ class Acceptor:
             except ConnectionError:  # gone before it was accepted
                 continue
             except OSError as error:
-                self._pause(f"no connection can be accepted: {error.strerror}")
+                self._pause(f"no connection can be accepted: {error.strerror}", PAUSE_SECS)
                 return
             with sock:
                 min(self._serving(), key=lambda peer: peer.connections).hand(sock)
@@ -76,7 +73,7 @@ class Acceptor:
             return f"{self._most} connections are open, no more are accepted until some leave"
         return ""
 
-    def _pause(self, why: str) -> None:
+    def _pause(self, why: str, secs: float) -> None:
         log.warning(why)
         self._loop.unwatch(self._listener.fileno())
-        self._look_again = time.monotonic() + PAUSE_SECS
+        self._look_again = time.monotonic() + secs

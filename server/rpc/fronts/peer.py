@@ -172,7 +172,7 @@ class Peer:
             text, fields = json.loads(bytes(record.body))
             known = {str(key): value for key, value in fields.items()}
             _LEVELS[record.code](str(text), **{**known, "front": self.number})
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             raise Broken(f"a log line that cannot be read: {error}") from None
 
     def _is_up(self) -> None:

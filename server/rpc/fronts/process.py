@@ -44,11 +44,15 @@ def start(most: int) -> tuple[subprocess.Popen[bytes], Link, socket.socket]:
         return started, Link(bell, mapped, engine=True, most=most), door
 
 
+def command() -> list[str]:
+    return [sys.executable, "-m", "server.rpc.fronts.front"]
+
+
 def _start(*descriptors: int) -> subprocess.Popen[bytes]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_US)  # what a thread blocks, its children do
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", "server.rpc.fronts.front", *map(str, descriptors)],
+            [*command(), *map(str, descriptors)],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             pass_fds=descriptors,

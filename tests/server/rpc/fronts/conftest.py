@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from mmap import mmap
 from typing import Any
 
 import pytest
 
+from server.rpc.fronts.link import MEMORY_BYTES, Link
 from server.rpc.fronts.transport import FrontsTransport
 from server.rpc.limits import Limits
 from server.rpc.tls import Tls
 from tests.server.rpc.transports import Served, StandIn
 
 FRONTS = 2
+MOST = 64 << 20
 
 
 @contextmanager
@@ -46,3 +50,23 @@ def shared() -> Iterator[Served]:
 def served() -> Iterator[Served]:
     with fronted() as found:
         yield found
+
+
+class Pair:
+    def __init__(self) -> None:
+        self.bells = socket.socketpair()
+        self.memory = mmap(-1, MEMORY_BYTES)
+        self.engine = Link(self.bells[0], self.memory, engine=True, most=MOST)
+        self.front = Link(self.bells[1], self.memory, engine=False, most=MOST)
+
+    def close(self) -> None:
+        self.bells[1].close()
+        self.front._reader.close()
+        self.engine.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    found = Pair()
+    yield found
+    found.close()

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Iterator
 from contextlib import suppress
-from mmap import mmap
 from select import select
 
 import numpy as np
@@ -14,30 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.rpc.fronts.link import _HEAD, LARGE, MEMORY_BYTES, RING_BYTES, Gone, Kind, Link, packed, unpacked
+from server.rpc.fronts.link import _HEAD, LARGE, RING_BYTES, Gone, Kind, packed, unpacked
 from server.rpc.fronts.ring import Broken
-
-MOST = 64 << 20
-
-
-class Pair:
-    def __init__(self) -> None:
-        self.bells = socket.socketpair()
-        self.memory = mmap(-1, MEMORY_BYTES)
-        self.engine = Link(self.bells[0], self.memory, engine=True, most=MOST)
-        self.front = Link(self.bells[1], self.memory, engine=False, most=MOST)
-
-    def close(self) -> None:
-        self.bells[1].close()
-        self.front._reader.close()
-        self.engine.close()
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    found = Pair()
-    yield found
-    found.close()
+from tests.server.rpc.fronts.conftest import MOST, Pair
 
 
 def test_a_record_arrives_as_it_was_put(pair: Pair) -> None:
