@@ -269,5 +269,5 @@ class Scheduler:
                 log.defect("an on_done raised", error, model=request.model, request=request.id)
         with self._lock:
             self._unanswered -= len(answers)
-            if not self._unanswered:
+            if not self._unanswered and not self._accepting:
                 self._done.notify_all()
