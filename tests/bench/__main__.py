@@ -57,7 +57,7 @@ def main() -> int:
     if not all((workloads.REPOSITORY / model).is_dir() for model in (workloads.FP32, workloads.INT8)):
         subprocess.run([sys.executable, "-m", "compressor", str(workloads.RECIPE)], check=True, cwd=ROOT)
     console = Console(width=figures.WIDTH, highlight=False)
-    about = {"machine": machine(), "command": ["python", "-m", "tests.bench", *sys.argv[1:]], "seconds": {}}
+    about = {"machine": machine(), "command": _command(given), "seconds": {}}
     found: list[figures.Figure] = []
     broken = False
     for name in given.names or BENCHES:
@@ -81,6 +81,10 @@ def main() -> int:
         console.print(f"  {what}: {text}", markup=False)
     console.print(f"  {' '.join(about['command'])}, {sum(about['seconds'].values())} s, written to {given.json}")
     return 1 if broken else 0
+
+
+def _command(given: argparse.Namespace) -> list[str]:
+    return ["python", "-m", "tests.bench", *given.names, *(["--quick"] if given.quick else [])]
 
 
 def _parse() -> argparse.Namespace:

@@ -133,6 +133,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--update", action="store_true", help="take what is found for the new baseline")
     update = parser.parse_args().update
+    if not update and not BASELINE.exists():
+        print(f"bench-check: {BASELINE} is not there: make it with --update, on a machine that does nothing else")
+        return 2
     baseline = {} if update else read(BASELINE)
     found = measure(baseline)
     table = Table(title="ours to a bare grpc.aio echo")

@@ -108,7 +108,15 @@ def main() -> int:
             if given.flame:
                 with h2load.running(prepared, Load(int(level))):
                     flame.record(child.process.pid, given.seconds, given.flame)
-    result = {"machine": machine(), "command": ["python", "-m", "tests.bench.profile", *sys.argv[1:]], "levels": levels}
+    # where it was written to is nobody's business
+    asked = [
+        "--levels",
+        given.levels,
+        "--seconds",
+        f"{given.seconds:g}",
+        *(["--", *given.server] if given.server else []),
+    ]
+    result = {"machine": machine(), "command": ["python", "-m", "tests.bench.profile", *asked], "levels": levels}
     if given.json:
         given.json.write_text(json.dumps(result, indent=1) + "\n")
     Console(width=110).print(table(levels))
