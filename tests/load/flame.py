@@ -51,7 +51,8 @@ def _py_spy(*arguments: str) -> str:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
         # "Error: …" comes first, a backtrace may follow
         reason = next((line.removeprefix("Error: ") for line in lines if line.startswith("Error")), lines[-1])
-        hint = ", it needs the right to trace processes (root, or CAP_SYS_PTRACE)" if "ermi" in reason else ""
+        # what is not permitted it may report as a process that is not there
+        hint = "" if os.geteuid() == 0 else "; it needs the right to trace processes: root, or CAP_SYS_PTRACE"
         raise LoadError(f"py-spy could not look at process {_pid(arguments)}: {reason}{hint}")
     return done.stdout
 
