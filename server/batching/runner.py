@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import monotonic_ns, thread_time_ns
+from time import thread_time_ns
 
 from server.backends.base import BackendError, Batch, Device, Session
 from server.batching.buffers import Buffers
@@ -57,8 +57,7 @@ class Runner:
         self._collator = collator
         self._buffers = [Buffers(session.allocate) for _ in instances]
         self.pace = Pace(session.steady and all(device.kind == "cpu" for device in instances))
-        # Waiting for a core or the interpreter's lock does not count, unless others work on the run meanwhile.
-        self._stopwatch = thread_time_ns if session.threads == 1 else monotonic_ns
+        self._threads = max(1, session.threads)
         self._clock = clock
         self._statistics = statistics
         self._reported: set[str] = set()
@@ -142,9 +141,11 @@ class Runner:
         batch = self._collator.collate(requests, rows, self._buffers[instance])
         collated = clock()
         if self.pace.steady:
-            began = self._stopwatch()
+            # Processor time: by the clock a busy host makes every run a long one, and then a hand-over on top of it is
+            # what it can least afford. The caller's share times the threads of the run is more than the run takes.
+            began = thread_time_ns()
             arrays = self._session.run(instance, batch)
-            self.pace.measured(requests[0].group, rows, self._stopwatch() - began)
+            self.pace.measured(requests[0].group, rows, (thread_time_ns() - began) * self._threads)
         else:
             arrays = self._session.run(instance, batch)
         ran = clock()
