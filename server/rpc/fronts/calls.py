@@ -68,9 +68,14 @@ class BaseCall:
                 log.defect("a call could not be taken back", error)
 
     def _end(self, code: int, text: bytes = b"") -> None:
-        if self._peer.forget(self._number):
+        if self._close():
             self._head()
             self._peer.reply(Kind.END, self._number, code, packed(self._trailers), text)
+
+    def _close(self) -> bool:
+        """Whether it was open."""
+        self._actions = []  # handlers hold the call and it them: so both are freed now, not by the collector
+        return self._peer.forget(self._number)
 
     def _head(self) -> None:
         """Before the first answer."""
@@ -135,7 +140,7 @@ class UnaryCall(BaseCall):
             return
         if self._peer.full:
             self.fail(FULL)
-        elif self._peer.forget(self._number):
+        elif self._close():
             self._head()
             self._peer.reply(Kind.ANSWER, self._number, 0, packed(self._trailers), result)
 
@@ -164,8 +169,8 @@ class StreamCall(BaseCall):
         if self._peer.calls.get(self._number) is not self:  # it has ended
             return
         if self._peer.full:
-            self.fail(FULL)
             self._abandon()
+            self.fail(FULL)
             return
         self._head()
         self._peer.reply(Kind.MESSAGE, self._number, 0, b"", message)

@@ -15,7 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
@@ -45,6 +45,8 @@ from server.rpc.tls import Tls
 
 C = TypeVar("C", bound=BaseCall)
 ANY_SIZE = 1 << 32
+_packed = lru_cache(256)(packed)
+"""Clients say the same with every call."""
 _ERRORS: dict[int, type[ServerError]] = {code: error for error, code in CODES.items()}
 
 
@@ -135,7 +137,7 @@ class Relay:
     def _begin(self, kind: Kind, code: int, call: C, calls: dict[int, C], body: Buffer = b"") -> int:
         number = next(self._numbers)
         calls[number] = call
-        self._link.put(kind, number, code, call.deadline_ns or 0, packed(call.metadata), body)
+        self._link.put(kind, number, code, call.deadline_ns or 0, _packed(tuple(call.metadata)), body)
         call.on_cancel(partial(self._cancel, number, calls))
         return number
 
@@ -230,6 +232,7 @@ def serve(link: Link, door: socket.socket) -> None:
         link.flush()
         return
     relay.attach(transport, door)
+    memory.freeze()
     link.put(Kind.UP)
     transport.begin()
     transport.post(_nothing)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -17,6 +19,7 @@ from server.rpc.call import Buffer, Call, Deferred, Quick
 from server.rpc.fronts.link import RING_BYTES
 from server.rpc.limits import MIB, Limits
 from server.rpc.status import CODES, TEXT_LIMIT
+from tests.server.harness import eventually
 from tests.server.rpc.fronts.conftest import fronted
 from tests.server.rpc.raw import framed, raw
 from tests.server.rpc.transports import WAIT, Served, StandIn, path, refused, serving, unary
@@ -132,6 +135,26 @@ def test_all_calls_of_a_client_that_goes_are_taken_back(served: Served) -> None:
         held = [served.held() for _ in range(100)]
     assert all(found.cancelled() for found in held)
     assert served.transport.in_flight == 0
+
+
+def test_what_has_been_answered_is_freed_at_once() -> None:
+    """Handlers hold their call, and it what they do on cancel: a circle that would keep large requests for long."""
+    found: list[weakref.ref[Buffer]] = []
+
+    def handle(body: Buffer, call: Call) -> None:
+        found.append(weakref.ref(body))
+        call.on_cancel(lambda: (body, call))
+        call.complete(lambda: b"")
+
+    gc.disable()
+    try:
+        with fronted(StandIn({path("handle"): Deferred(handle)}), fronts=1) as served, served.channel() as channel:
+            for _ in range(3):
+                unary(channel, "handle", bytes(MIB))
+            eventually(lambda: all(body() is None for body in found), threading.Event())
+    finally:
+        gc.enable()
+    assert len(found) == 3
 
 
 def test_streams_go_both_ways_and_end_as_they_ended(shared: Served) -> None:
