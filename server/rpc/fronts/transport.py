@@ -118,6 +118,8 @@ class FrontsTransport:
         """Refuse new inferences, wait for the accepted ones; False if `timeout` seconds were not enough."""
         self._service.begin_drain()
         self._closing.set()
+        if self._acceptor is None:
+            return True
         asked = self._loop.call(lambda: [peer.drain(int(timeout * 1e9)) for peer in self._peers.values()])
         done, late = wait(asked, timeout + END_SECS)
         return not late and all(future.result() for future in done)
