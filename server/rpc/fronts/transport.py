@@ -102,6 +102,7 @@ class FrontsTransport:
             for peer in first:
                 peer.process.kill()
                 peer.process.wait()
+            self._loop.call(self._lose_all)
             raise
         for peer in first:
             keeper = threading.Thread(target=self._keep, args=(peer,), name=f"front-{peer.number}", daemon=True)
@@ -132,14 +133,14 @@ class FrontsTransport:
         if self._acceptor is None:
             self._loop.end()
             return
-        peers = self._loop.call(partial(self._stop, grace))
+        self._loop.call(partial(self._stop, grace))
         until = time.monotonic() + grace + END_SECS
         for keeper in self._keepers:
             keeper.join(max(0.0, until - time.monotonic()))
-        for peer in peers:
-            peer.process.kill()
+        self._loop.call(self._lose_all)
         for keeper in self._keepers:
             keeper.join()
+        self._loop.call(self._lose_all)  # one of them may have started another meanwhile
         self._loop.end()
         if self._unix is not None:
             self._unix.unlink(missing_ok=True)
@@ -185,12 +186,15 @@ class FrontsTransport:
         self._loop.unwatch(peer.link.fileno())
         peer.lose()
 
-    def _stop(self, grace: float) -> list[Peer]:
+    def _lose_all(self) -> None:
+        for peer in list(self._peers.values()):
+            self._lose(peer)
+
+    def _stop(self, grace: float) -> None:
         if self._acceptor is not None:
             self._acceptor.close()
         for peer in self._peers.values():
             peer.stop(int(grace * 1e9))
-        return list(self._peers.values())
 
     # --- one thread for each front, which starts it again ---
 
