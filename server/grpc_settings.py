@@ -40,8 +40,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                        help="http2: our own, the fast one (default)\n"
                        "grpcio: gRPC's own, for trusted clients: it knows fewer of the limits below")  # fmt: skip
     whole_flag(group, "--grpc-front-processes", 0, 0, 64,
-               "processes that speak gRPC in front of the one that runs models, sharing the port; 0: none;\n"
-               "for hosts with many cores and small models, where one front end is the limit")  # fmt: skip
+               "processes that speak gRPC in front of the one that runs models; 0: none; for hosts with many\n"
+               "cores and large tensors, where one front end is the limit")  # fmt: skip
     _limit_flags(group)
     _keepalive_flags(group)
     tls = parser.add_argument_group("TLS of gRPC")
@@ -98,8 +98,6 @@ def read(given: argparse.Namespace) -> GrpcSettings:
     )
     if given.grpc_front_processes and given.grpc_transport != "http2":
         raise SettingsError("--grpc-front-processes needs --grpc-transport http2, it is grpcio")
-    if given.grpc_front_processes and given.grpc_address.startswith("unix:"):
-        raise SettingsError("--grpc-front-processes shares a port, which a Unix socket (--grpc-address) has not")
     return GrpcSettings(
         given.allow_grpc,
         given.grpc_address,

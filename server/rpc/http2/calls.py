@@ -273,6 +273,8 @@ class StreamCall(BaseCall):
     def receive(self, data: bytes, end: bool) -> None:
         for message in self._feed(data):
             self._give(message)
+        if self.ended:  # by what came; the handler has not been told
+            self._abandon()
         messages = self._messages
         if messages is None:
             return
@@ -285,6 +287,7 @@ class StreamCall(BaseCall):
         if end:
             if messages.partial:
                 self.fail(Internal("the call ended within a message"))
+                self._abandon()
             else:
                 self._give(None)
 

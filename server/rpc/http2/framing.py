@@ -26,8 +26,9 @@ HEAD: Headers = ((b":status", b"200"), (b"content-type", b"application/grpc"))
 OK_TRAILERS: Headers = ((b"grpc-status", b"0"),)
 
 _UNITS_NS = {b"H": 3600 * 10**9, b"M": 60 * 10**9, b"S": 10**9, b"m": 10**6, b"u": 10**3, b"n": 1}
-_OWN = (b":", b"grpc-", b"content-type", b"te", b"user-agent")
-"""Beginnings of headers that are gRPC's own and no metadata."""
+_OWN = frozenset((b"content-type", b"te", b"user-agent"))
+_OWN_PREFIXES = (b":", b"grpc-")
+"""Headers that are gRPC's own and no metadata, and beginnings of such."""
 _PLAIN = frozenset(range(0x20, 0x7F)) - {ord("%")}
 _WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 
@@ -65,7 +66,7 @@ def metadata_of(headers: Headers) -> Metadata:
     """A client's metadata. Values of `-bin` keys that are no base64 are left out, as there is nothing to give."""
     found: list[tuple[str, str | bytes]] = []
     for name, value in headers:
-        if name.startswith(_OWN):
+        if name in _OWN or name.startswith(_OWN_PREFIXES):
             continue
         key = name.decode("ascii", "replace")
         if not key.endswith("-bin"):
