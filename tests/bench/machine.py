@@ -17,7 +17,7 @@ def machine() -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    found["h2load"] = _first_line("h2load", "--version")
+    found["h2load"] = _first_line("h2load", "--version").removeprefix("h2load ")
     found["commit"] = _first_line("git", "rev-parse", "--short", "HEAD")
     return found
 

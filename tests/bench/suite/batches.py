@@ -35,8 +35,7 @@ def run(plan: Plan) -> list[Figure]:
             return h2load.measure(prepared, Load(IN_FLIGHT), 2 * plan.seconds, server.process)
 
         # each starts a round as often as the others: whoever comes first after the pause between runs is slower
-        rounds = len(names) * (1 if plan.quick else 2)
-        runs = in_turn({name: lambda name=name: measure(name) for name in names}, rounds)  # type: ignore[misc]
+        runs = in_turn({name: lambda name=name: measure(name) for name in names}, len(names))  # type: ignore[misc]
     case = f"{workloads.INT8}, {LENGTH} tokens"
     return [
         Figure("batches", name, case, in_flight(IN_FLIGHT), ROWS, tuple(one.rate for one in found))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
+from pathlib import Path
 
 from tests.bench import ours, raw_client, workloads
 from tests.bench.figures import P50, P999, Figure
@@ -28,12 +30,12 @@ def run(plan: Plan) -> list[Figure]:
         models = plan.folder / ("tiny" if case == "tiny" else "minilm")
         turns = [_first(plan, models, [question(rows) for rows in ROWS]) for _ in range(1 if plan.quick else 3)]
         for metric, share in ((P50, 0.5), (P999, 0.999)):
-            values = tuple(took[int(share * REQUESTS)] for took in turns)
+            values = tuple(took[math.ceil(share * REQUESTS) - 1] for took in turns)
             found.append(Figure("first-hit", ours.NAME, case, in_flight(1), metric, values))
     return found
 
 
-def _first(plan: Plan, models, questions: list[Question]) -> list[float]:
+def _first(plan: Plan, models: Path, questions: list[Question]) -> list[float]:
     files = []
     for rows, question in zip(ROWS, questions, strict=True):
         files.append(plan.folder / f"{models.name}-{rows}.message")

@@ -55,19 +55,10 @@ def run(plan: Plan) -> list[Figure]:
         shutil.copytree(workloads.REPOSITORY / model, large / model)
     lengths = LENGTHS[-1:] if plan.quick else LENGTHS
     questions = {f"{m}, {length} tokens": workloads.minilm(m, length) for m in models for length in lengths}
-    shorter = plan if plan.quick else _Shorter(plan.folder, quick=False)
     for group in (TOGETHER,) if plan.quick else (TOGETHER, ALONE):
         with _up(group, large, large, []) as servers:
-            _compare(shorter, servers, questions, LARGE_LOADS, found)
+            _compare(plan.at_most(2), servers, questions, LARGE_LOADS, found)
     return found
-
-
-class _Shorter(Plan):
-    """For the large models: forty combinations."""
-
-    @property
-    def repeats(self) -> int:
-        return 2
 
 
 @contextmanager

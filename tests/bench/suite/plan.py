@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.bench import h2load
@@ -17,6 +17,8 @@ class Plan:
     folder: Path
     """A temporary one, of this benchmark alone."""
     quick: bool
+    most: int = 4
+    """Repeats at most; as many as there are servers in most comparisons, so that each begins a round."""
 
     @property
     def seconds(self) -> float:
@@ -25,7 +27,11 @@ class Plan:
 
     @property
     def repeats(self) -> int:
-        return 2 if self.quick else 5
+        return min(2, self.most) if self.quick else self.most
+
+    def at_most(self, repeats: int) -> Plan:
+        """For benchmarks of many combinations."""
+        return replace(self, most=repeats)
 
     def compare(
         self, bench: str, case: str, load: Load, asked: Mapping[str, tuple[Running, Question]], label: str | None = None

@@ -23,6 +23,7 @@ SHAPES = {"input_ids": (LENGTH,), "attention_mask": (LENGTH,)}
 
 
 def run(plan: Plan) -> list[Figure]:
+    plan = plan.at_most(3)
     models = (workloads.INT8,) if plan.quick else (workloads.FP32, workloads.INT8)
     return [figure for model in models for figure in _model(plan, model)]
 
@@ -42,12 +43,12 @@ def _model(plan: Plan, model: str) -> list[Figure]:
         disturbed: list[float] = []
 
         def through(load: int) -> h2load.Measured:
-            run = h2load.measure(prepared, Load(load), 3 * plan.seconds, server.process)
+            run = h2load.measure(prepared, Load(load), 2 * plan.seconds, server.process)
             disturbed.append(run.other_cores)
             return run
 
         def bare(way: str) -> bare_loop.Rates:
-            return bare_loop.run(file, 3 * plan.seconds, way, SHAPES)
+            return bare_loop.run(file, 2 * plan.seconds, way, SHAPES)
 
         many = in_turn(
             {REFERENCE: lambda: bare(best).rows[best], ours.NAME: lambda: through(IN_FLIGHT).rate}, plan.repeats
