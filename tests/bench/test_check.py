@@ -34,11 +34,18 @@ def test_one_level_is_enough_to_fail() -> None:
     assert [line.split(":")[0] for line in lines] == ["64 in flight"]
 
 
-def test_a_busy_machine_gets_no_verdict_but_never_passes_for_good_what_a_quiet_level_shows() -> None:
+def test_a_busy_machine_gets_no_verdict_but_a_quiet_level_fails_all_the_same() -> None:
     busy, quiet = Relative(0.4, 5.0, 2 * QUIET), Relative(0.4, 5.0, 0.0)
     assert verdict({16: busy}, {16: BASE})[0] == 2
     assert verdict({1: quiet, 16: busy}, {1: BASE, 16: BASE})[0] == 1
-    assert verdict({16: Relative(0.2, 5.0, 2.0)}, {16: BASE}) == (0, [])
+    assert verdict({16: BASE}, {16: BASE}) == (0, [])
+
+
+def test_a_busy_machine_does_not_pass_either() -> None:
+    """Others make ours look cheaper: while it waits for a core, requests gather."""
+    status, lines = verdict({1: BASE, 16: Relative(0.15, 5.0, 2 * QUIET)}, {1: BASE, 16: BASE})
+    assert status == 2
+    assert lines == ["others used up to 0.50 cores (at 16 in flight): no verdict there"]
 
 
 def measured(cpu: float, rate: float, others: float) -> Measured:
