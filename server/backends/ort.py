@@ -10,6 +10,8 @@ import ctypes
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import onnxruntime as ort
 
 from protos.datatypes import BY_NAME, BY_ONNX
 from protos.model_config import ModelConfig, ModelIO, TensorInfo
-from server.backends import onnx_file, onnx_steady, ort_options, preflight
+from server.backends import onnx_file, onnx_steady, ort_options, ort_threads, preflight
 from server.backends.base import Arrays, BackendError, Batch, Device, LoadRequest, Session
 from server.backends.ort_options import Options
 
@@ -65,8 +67,13 @@ class OnnxRuntime:
         onnx_file.check(path)
         if options.preflight and not request.verified:
             preflight.first_load(path, PROBE)
+        steady = onnx_steady.is_steady(path)
         sessions = {device: _open(path, options, device) for device in dict.fromkeys(request.devices)}
-        return OrtSession(sessions, request.devices, options, onnx_steady.is_steady(path))
+        if steady and not options.threads_named and options.intra_op_threads > 1 and Device() in sessions:
+            fewer = replace(options, intra_op_threads=1)
+            if (one := _short(path, fewer, _io(sessions[Device()]))) is not None:
+                sessions[Device()], options = one, fewer
+        return OrtSession(sessions, request.devices, options, steady)
 
 
 class OrtSession(Session):
@@ -167,6 +174,14 @@ class Bound:
 def model_file(path: Path) -> Path:
     """The file itself: a `model.onnx` may be a folder that holds one beside its external data (Triton's layout)."""
     return path / "model.onnx" if path.is_dir() else path
+
+
+def _short(path: Path, options: Options, io: ModelIO) -> ort.InferenceSession | None:
+    """A session with `options`, if its runs are so short that it needs no more threads."""
+    if not ort_threads.worth_a_trial(path, io):
+        return None
+    session = _open(path, options, Device())
+    return session if ort_threads.is_short(partial(session.run, None), io) else None
 
 
 PROBE = f"{__name__}:probe"

@@ -8,7 +8,7 @@ instance_group, intra_op_thread_count and session.intra_op.allow_spinning do not
 
                 throughput (default)                     latency
     instances   2, as in Triton                          1
-    threads     what the instances leave of the cores    all cores
+    threads     what the instances leave of the cores    all cores; for runs that are short, one (`ort_threads.py`)
     spinning    no: it takes the cores from others       yes: threads stay awake between the parts of a run
 
 On two cores that is 47 against 44 rows per second of MiniLM at 128 tokens with 32 requests in flight and 39 against 25
@@ -56,6 +56,8 @@ _GRAPH_LEVELS = {None: "all", 0: "all", -1: "basic", 1: "extended", 2: "disabled
 @dataclass(frozen=True, slots=True)
 class Options:
     intra_op_threads: int
+    threads_named: bool = False
+    """Whether somebody wants exactly so many."""
     inter_op_threads: int = 0
     """0: ONNX Runtime's own default."""
     parallel: bool = False
@@ -96,8 +98,10 @@ def read(config: ModelConfig, options: Mapping[str, str], devices: tuple[Device,
         if name in values:
             session[name] = str(int(_flag(values[name], f"{where}: {name}")))
     get = partial(_get, values, where)
+    named = get("intra_op_thread_count", _count, 0)
     return Options(
-        intra_op_threads=get("intra_op_thread_count", _count, 0) or _threads(on_cpu),
+        intra_op_threads=named or _threads(on_cpu),
+        threads_named=named > 0,
         inter_op_threads=get("inter_op_thread_count", _count, 0),
         parallel=get("execution_mode", _flag, False),
         mem_arena=get("enable_mem_arena", _flag, True),
