@@ -66,8 +66,10 @@ def _ours(service: Service, clock: Callable[[], int], settings: GrpcSettings) ->
         if settings.front_processes:
             library.check()  # here, where the other way is still open
             # deadlines go to the fronts and back on the clock that processes share, whatever `clock` is
-            return FrontsTransport(service, settings.limits, settings.tls, settings.front_processes)
-        return Http2Transport(service, clock, settings.limits, settings.tls)
+            return FrontsTransport(
+                service, settings.limits, settings.tls, settings.front_processes, settings.busy_poll_us
+            )
+        return Http2Transport(service, clock, settings.limits, settings.tls, settings.busy_poll_us)
     except library.Unusable as error:
         log.warning("our HTTP/2 transport does not work here, grpcio serves instead", reason=error)
         return None

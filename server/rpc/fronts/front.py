@@ -205,6 +205,7 @@ class Setup:
     tls: Tls | None
     routes: list[tuple[str, str, str]]
     verbose: bool
+    busy_poll_us: int
 
     @classmethod
     def read(cls, text: bytes) -> Setup:
@@ -225,7 +226,7 @@ def serve(link: Link, door: socket.socket) -> None:
     commands: SimpleQueue[Record] = SimpleQueue()
     relay = Relay(link, setup.routes, commands)
     try:
-        transport = Http2Transport(relay, limits=setup.limits, tls=setup.tls)
+        transport = Http2Transport(relay, limits=setup.limits, tls=setup.tls, busy_poll_us=setup.busy_poll_us)
         _log_to(link, transport, setup.verbose)
     except OSError as error:
         link.put(Kind.FAILED, body=str(error).encode())

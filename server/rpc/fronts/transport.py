@@ -44,13 +44,14 @@ END_SECS = 5.0
 class FrontsTransport:
     """Serves a `Service`; all methods are for other threads than the loop's own."""
 
-    def __init__(self, service: Handlers, limits: Limits, tls: Tls | None, fronts: int) -> None:
+    def __init__(self, service: Handlers, limits: Limits, tls: Tls | None, fronts: int, busy_poll_us: int = 0) -> None:
         self._service = service
         # of what may be held in all each front has its share, and in any case room for one message
         share = max(limits.buffered_bytes // fronts, limits.message_bytes)
         self._limits = replace(limits, buffered_bytes=share)
         self._tls = tls
         self._count = fronts
+        self._busy_poll_us = busy_poll_us
         routes = service.routes()
         self._described = described(routes)
         self._routes = tuple(routes.values())
@@ -88,6 +89,7 @@ class FrontsTransport:
         self._setup = json.dumps({
             "limits": asdict(self._limits), "tls": self._tls and asdict(self._tls),
             "routes": self._described, "verbose": log.is_verbose,
+            "busy_poll_us": self._busy_poll_us,
         }, default=str).encode()  # fmt: skip
         self._loop.start()
         first: list[Peer] = []

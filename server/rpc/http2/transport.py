@@ -48,10 +48,12 @@ class Http2Transport:
         clock: Clock = time.monotonic_ns,
         limits: Limits | None = None,
         tls: Tls | None = None,
+        busy_poll_us: int = 0,
     ) -> None:
         library.check()
         limits = limits or Limits()
         self._service = service
+        self._busy_poll_ns = busy_poll_us * 1000
         self._tls = None if tls is None else tls.context()
         self._listener: socket.socket | None = None
         self._connections: dict[int, Connection] = {}
@@ -168,8 +170,9 @@ class Http2Transport:
         shared = self._shared
         shared.thread = threading.get_ident()
         sweep_ns = 0
+        ready: list[tuple[int, int]] = []
         while not self._over():
-            ready = (self._poll if self.reading else self._quiet).poll(self._timeout())
+            ready = self._await(bool(ready))
             shared.now_ns = shared.clock()
             self._read(ready)
             shared.deliver()
@@ -183,6 +186,18 @@ class Http2Transport:
                 self._drained.set()
         for connection in list(self._connections.values()):
             connection.close()
+
+    def _await(self, busy: bool) -> list[tuple[int, int]]:
+        """What is ready, once something is. After a round that was `busy` and left no call open, it is looked for
+        without sleeping first, for `busy_poll_us`."""
+        poll = (self._poll if self.reading else self._quiet).poll
+        if busy and not self._shared.in_flight:
+            clock = self._shared.clock
+            until = clock() + self._busy_poll_ns
+            while clock() < until:
+                if ready := poll(0):
+                    return ready
+        return poll(self._timeout())
 
     def _read(self, ready: list[tuple[int, int]]) -> None:
         for descriptor, mask in ready:

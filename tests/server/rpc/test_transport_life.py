@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from server.rpc.http2 import Http2Transport
 from server.rpc.limits import MIB, Limits
 from server.rpc.service import SHUTTING_DOWN
 from server.rpc.status import Code
@@ -300,3 +301,51 @@ def test_no_thread_and_no_descriptor_stays_behind(kind: str) -> None:
         thread.join(WAIT)  # of a pool: told to end, not waited for
         assert not thread.is_alive()
     assert len(list(Path("/proc/self/fd").iterdir())) <= descriptors + 2
+
+
+@pytest.mark.parametrize(("busy_poll_us", "sleeps"), [(0, True), (60_000_000, False)])
+def test_a_busy_loop_looks_for_the_next_call_before_it_sleeps(
+    busy_poll_us: int, sleeps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    real = Http2Transport._timeout
+
+    def counted(self: Http2Transport) -> float:
+        slept.append(real(self))
+        return slept[-1]
+
+    monkeypatch.setattr(Http2Transport, "_timeout", counted)
+    transport = Http2Transport(StandIn(), busy_poll_us=busy_poll_us)
+    served = Served("http2", transport, StandIn(), "127.0.0.1", transport.start("127.0.0.1", 0))
+    try:
+        with raw(served) as client:
+            assert client.call("quick", b"first").messages == [b"first"]
+            before = len(slept)
+            for _ in range(20):
+                assert client.call("quick", b"again").messages == [b"again"]
+            assert (len(slept) > before) is sleeps
+    finally:
+        transport.stop(0)  # and a loop that looks is found at once
+
+
+def test_a_loop_with_an_open_call_sleeps_however_long_it_may_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for a model must not take the core that it runs on."""
+    asleep = threading.Event()
+    real = Http2Transport._timeout
+    service = StandIn()
+    transport = Http2Transport(service, busy_poll_us=60_000_000)
+
+    def seen(self: Http2Transport) -> float:
+        if self.in_flight:
+            asleep.set()
+        return real(self)
+
+    monkeypatch.setattr(Http2Transport, "_timeout", seen)
+    served = Served("http2", transport, service, "127.0.0.1", transport.start("127.0.0.1", 0))
+    try:
+        with raw(served) as client:
+            _, held = begun(served, client, "hold")
+            assert asleep.wait(WAIT)
+            held.call.complete(lambda: b"done")
+    finally:
+        transport.stop(0)
