@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 
@@ -99,8 +100,7 @@ class ModelStatistics:
     cache_miss: Duration = Duration()
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(NamedTuple):
     """The four moments of one run, on the monotonic clock."""
 
     start_ns: int

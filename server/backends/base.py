@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -23,8 +23,7 @@ class BackendError(Exception):
     """A model that does not load or a run that fails: one line for the user, no traceback."""
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
+class Batch(NamedTuple):
     """What an instance runs: one array per input; where the model batches, `rows` is their first dimension.
 
     Shapes and dtypes are the model's own (after `reshape`). A session must not change the arrays.

@@ -37,6 +37,10 @@ class Pace:
     def __init__(self, steady: bool) -> None:
         self.steady = steady
         """Whether anything is measured here at all."""
+        self.in_doubt = steady
+        """Whether the next run is to be measured by processor time, which costs two system calls. By the clock a busy
+        host makes every run a long one, and then a hand-over on top of it is what it can least afford. So a run that
+        the clock finds quick is believed, and one that it does not is measured again."""
         self._expected: dict[tuple[object, int], float] = {}
         self._quick: set[tuple[object, int]] = set()
 
@@ -49,8 +53,11 @@ class Pace:
         """Nanoseconds; infinite for a kind that has not been measured."""
         return self._expected.get((group, (rows - 1).bit_length()), inf)
 
-    def measured(self, group: object, rows: int, ns: int) -> None:
-        """One run took `ns`."""
+    def measured(self, group: object, rows: int, ns: int, exact: bool = True) -> None:
+        """One run took `ns`: of processor time if `exact`, else by the clock."""
+        if not exact and ns > allowance(rows):
+            self.in_doubt = True
+            return
         kind = (group, (rows - 1).bit_length())
         before = self._expected.get(kind)
         if before is None:
@@ -64,5 +71,7 @@ class Pace:
         self._expected[kind] = now = ns if before == inf or ns > before else (before + ns) / 2
         if now <= allowance(rows):
             self._quick.add(kind)
+            self.in_doubt = False
         else:
             self._quick.discard(kind)
+            self.in_doubt = True

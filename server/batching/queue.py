@@ -21,9 +21,9 @@ from __future__ import annotations
 from bisect import insort
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 from itertools import chain, count
+from typing import NamedTuple
 
 from protos.model_config import DynamicBatching, QueuePolicy
 from server.batching.padding import Bucket
@@ -33,8 +33,7 @@ from server.request import InferRequest, prefixed
 Dropped = tuple[InferRequest, ServerError]
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(NamedTuple):
     """What one look at the queue gave."""
 
     batch: tuple[InferRequest, ...] = ()
@@ -118,6 +117,8 @@ class Queue:
         self._batching = policy
         self._max_queue_size = max_queue_size
         self._levels: dict[int, _Level] = {}
+        self._usual: _Level | None = None
+        """The level of requests that name none, once there was one."""
         self._ordered: list[_Level] = []
         self._lines: list[_Line] = []
         self._timers: list[tuple[int, int, _Timer]] = []
@@ -141,15 +142,15 @@ class Queue:
         rows = request.rows
         if rows > self._max_rows:
             raise InvalidRequest(prefixed(request, f"{rows} rows exceed the {self._max_rows} that a batch may have"))
-        level = self._level_of(request)
+        level = self._usual if request.priority == 0 and self._usual is not None else self._level_of(request)
         if level.limit and len(level.live) + len(level.delayed) >= level.limit:
             raise Unavailable(prefixed(request, "Exceeds maximum queue size"))
         request.queued_ns = now_ns
         expiry = level.expiry(request, now_ns)
         level.live[request] = None if expiry is None else self._timer(request, expiry)
-        if self._gathers:
-            self._index(level.live, request)
-        grown = self._merge_hint(request, expiry)
+        if self._gathers and type(request.group) is Bucket:
+            self._index(level.live, request, request.group)
+        grown = not self._delay_ns or self._merge_hint(request, expiry)
         self._size += 1
         self._rows += rows
         self._last_group = request.group
@@ -202,7 +203,8 @@ class Queue:
                 self._leave(level.live, request)
                 at = request.deadline_ns
                 level.delayed[request] = None if at is None else self._timer(request, at)
-                self._index(level.delayed, request)
+                if self._gathers and type(request.group) is Bucket:
+                    self._index(level.delayed, request, request.group)
         return dropped
 
     def clear(self) -> tuple[InferRequest, ...]:
@@ -279,9 +281,8 @@ class Queue:
         self._size -= 1
         self._rows -= request.rows
 
-    def _index(self, line: _Line, request: InferRequest) -> None:
-        if self._gathers and type(request.group) is Bucket:
-            line.buckets.setdefault(request.group, OrderedDict())[request] = None
+    def _index(self, line: _Line, request: InferRequest, bucket: Bucket) -> None:
+        line.buckets.setdefault(bucket, OrderedDict())[request] = None
 
     def _leave(self, line: _Line, request: InferRequest) -> None:
         timer = line.pop(request)
@@ -299,14 +300,18 @@ class Queue:
         return level.delayed if request in level.delayed else level.live
 
     def _level_of(self, request: InferRequest) -> _Level:
-        policy = self._batching
         number = request.priority
-        if number <= 0 or number > policy.priority_levels:
-            number = policy.default_priority_level
+        if number <= 0 or number > self._batching.priority_levels:
+            if self._usual is not None:
+                return self._usual
+            number = self._batching.default_priority_level
         level = self._levels.get(number)
         if level is None:
+            policy = self._batching
             own = policy.priority_queue_policy.get(number, policy.default_queue_policy)
             level = self._levels[number] = _Level(number, own, self._max_queue_size)
+            if number == policy.default_priority_level:
+                self._usual = level
             insort(self._ordered, level)
             self._lines = [line for v in self._ordered for line in (v.live, v.delayed)]
         return level
@@ -328,8 +333,8 @@ class Queue:
         return timers[0][0] if timers else None
 
     def _merge_hint(self, request: InferRequest, expiry: int | None) -> bool:
-        """Without a delay every push can be taken; with one, only a push that may complete or close a batch."""
-        if not self._delay_ns or not self._size or expiry is not None or len(self._ordered) > 1:
+        """With a delay only a push that may complete or close a batch can be taken at once."""
+        if not self._size or expiry is not None or len(self._ordered) > 1:
             return True
         return self._rows + request.rows >= self._smallest or request.group != self._last_group
 

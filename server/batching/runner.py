@@ -140,15 +140,15 @@ class Runner:
         start = clock()
         batch = self._collator.collate(requests, rows, self._buffers[instance])
         collated = clock()
-        if self.pace.steady:
-            # Processor time: by the clock a busy host makes every run a long one, and then a hand-over on top of it is
-            # what it can least afford. The caller's share times the threads of the run is more than the run takes.
-            began = thread_time_ns()
-            arrays = self._session.run(instance, batch)
-            self.pace.measured(requests[0].group, rows, (thread_time_ns() - began) * self._threads)
-        else:
-            arrays = self._session.run(instance, batch)
+        pace = self.pace
+        exact = pace.in_doubt
+        began = thread_time_ns() if exact else collated
+        arrays = self._session.run(instance, batch)
         ran = clock()
+        if pace.steady:
+            # the caller's share times the threads of the run is more than the run takes
+            took = (thread_time_ns() - began) * self._threads if exact else ran - collated
+            pace.measured(requests[0].group, rows, took, exact)
         outputs = self._collator.gather(arrays, batch.outputs, rows)
         results = self._collator.answer(outputs, requests)
         return results, Timing(start, collated, ran, clock()), batch

@@ -220,7 +220,7 @@ class Scheduler:
 
         What would take longer goes to a thread, and so does the watch over what may be taken only later.
         """
-        while self._free:
+        while self._free and len(self._queue):
             job, wake_at_ns = self._take()
             if job is None:
                 if wake_at_ns is not None and wake_at_ns < self._alarm:

@@ -282,6 +282,12 @@ def encode(name: str, version: int, request_id: str, response: Response) -> Answ
     """
     outputs = response.outputs
     frame = _frame(name, version, tuple([(o.name, o.datatype.name, o.array.shape) for o in outputs]))
+    if frame.small and not response.parameters and len(request_id) < LARGE:
+        raw = outputs[0].array.tobytes()
+        if not request_id:
+            return frame.start + frame.small + raw
+        text = request_id.encode()
+        return b"".join((frame.start, prefix(ID, len(text)), text, frame.small, raw))
     parts: list[Buffer] = [frame.start]
     if request_id:
         text = request_id.encode()
@@ -310,6 +316,8 @@ class _Frame(NamedTuple):
     start: bytes
     """All before the id."""
     outputs: bytes
+    small: bytes
+    """`outputs` and the one prefix, where there is one tensor, and it is small; else nothing."""
     prefixes: tuple[bytes | None, ...]
     """What stands before the bytes of each tensor; None for BYTES, whose length differs from answer to answer."""
 
@@ -322,8 +330,12 @@ def _frame(name: str, version: int, outputs: tuple[tuple[str, str, tuple[int, ..
         message.outputs.add(name=output, datatype=datatype, shape=shape)
         itemsize = BY_NAME[datatype].itemsize
         prefixes.append(prefix(RAW_OUTPUT, math.prod(shape) * itemsize) if itemsize else None)
-    start = service.ModelInferResponse(model_name=name, model_version=str(version))
-    return _Frame(start.SerializeToString(), message.SerializeToString(), tuple(prefixes))
+    start = service.ModelInferResponse(model_name=name, model_version=str(version)).SerializeToString()
+    described = message.SerializeToString()
+    small = b""
+    if len(prefixes) == 1 and prefixes[0] is not None and math.prod(outputs[0][2]) * itemsize < LARGE:
+        small = described + prefixes[0]
+    return _Frame(start, described, small, tuple(prefixes))
 
 
 def _serialised(parameters: Mapping[str, Parameter]) -> bytes:

@@ -3,6 +3,7 @@
 A body is read by protobuf, decoded by `codec.py` and checked by the model's validator. Where all that was found depends
 on the body's head alone (`infer_wire.py`), it is kept as a template: the next body of the same head is its id and its
 tensors' bytes put into the template: 4 µs instead of 11 to 20 for a small one, and large tensors stay where they are.
+Clients mostly send bodies that differ in nothing else, so where id and tensors stand is kept as well: 2 µs.
 """
 
 from __future__ import annotations
@@ -73,18 +74,11 @@ class _Template:
             else:
                 array = np.ndarray(slot.shape, slot.plain, body, offset)
             inputs.append(Tensor(slot.name, slot.datatype, array))
+        # by position, which takes a third less
         return InferRequest(
-            self.model,
-            tuple(inputs),
-            request_id,
-            self.outputs,
-            self.parameters,
-            self.priority,
-            self.timeout_us,
-            rows=self.rows,
-            group=self.group,
-            checked=self.checked,
-        )
+            self.model, tuple(inputs), request_id, self.outputs, self.parameters, self.priority, self.timeout_us,
+            None, 0, self.rows, self.group, self.checked,
+        )  # fmt: skip
 
 
 class InferRequests:
@@ -93,28 +87,53 @@ class InferRequests:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._templates: dict[bytes, _Template] = {}
+        self._known: dict[tuple[int, Buffer], tuple[infer_wire.Layout, _Template]] = {}
+        """By what `_key` says of a body."""
 
     def read(self, body: Buffer) -> tuple[InferRequest, Model, str]:
         """The request, its model, and the version as the client wrote it. Arrays may be views of `body`.
 
         Raises InvalidRequest, NotFound, Unavailable or Unsupported.
         """
+        known = self._known.get(_key(body))
+        if known is not None:
+            layout, template = known
+            request_id = layout.request_id(body)
+            found = None if request_id is None else self._filled(template, body, request_id, layout.raws)
+            if found is not None:
+                return found
         split = infer_wire.split(body)
         if split is None:
             return self._ordinary(body)
-        head, request_id, raws = split
-        template = self._templates.get(head)
-        if template is not None:
-            model = self._catalog.model(template.model, template.version)
-            if template.checked is model.validator:
-                request = template.request(body, request_id, raws)
-                if request is not None:
-                    return request, model, template.version
+        head, own_id, raws = split
+        if (seen := self._templates.get(head)) is not None:
+            found = self._filled(seen, body, own_id, raws)
+            if found is not None:
+                self._remember(body, split, seen)
+                return found
         request, model, version = self._ordinary(body)
         # raw tensors for all inputs: typed contents are part of the head, values and all
         if len(raws) == len(request.inputs) and model.validator.cacheable:
             self._learn(head, request, model, version)
         return request, model, version
+
+    def _filled(
+        self, template: _Template, body: Buffer, request_id: str, raws: list[tuple[int, int]]
+    ) -> tuple[InferRequest, Model, str] | None:
+        model = self._catalog.model(template.model, template.version)
+        if template.checked is not model.validator:
+            return None
+        request = template.request(body, request_id, raws)
+        return None if request is None else (request, model, template.version)
+
+    def _remember(self, body: Buffer, split: infer_wire.Split, template: _Template) -> None:
+        """The first layout of a key stays: others are split each time, which costs less than taking turns."""
+        key = _key(body)
+        before = self._known.get(key)
+        if before is None or before[1].checked is not template.checked:
+            if len(self._known) >= TEMPLATES:
+                self._known.clear()
+            self._known[key] = infer_wire.layout(body, split), template
 
     def _ordinary(self, body: Buffer) -> tuple[InferRequest, Model, str]:
         message = codec.parse(service.ModelInferRequest, body)
@@ -145,6 +164,11 @@ class InferRequests:
             request.group,
             request.checked,
         )
+
+
+def _key(body: Buffer) -> tuple[int, Buffer]:
+    """Of bodies that are likely laid out alike: their size, and the name of the model, which most clients put first."""
+    return len(body), bytes(body[: 2 + body[1]]) if len(body) > 1 else b""
 
 
 def _slot(tensor: Tensor) -> _Slot:

@@ -11,6 +11,9 @@ field, and how the numbers are interleaved changes nothing (https://protobuf.dev
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import NamedTuple
+
 from server.rpc.call import Buffer
 
 Split = tuple[bytes, str, list[tuple[int, int]]]
@@ -81,6 +84,56 @@ def split(body: Buffer) -> Split | None:
     return (head, request_id or "", raws) if len(head) <= HEAD_LIMIT else None
 
 
+class Layout(NamedTuple):
+    """Where everything stands in a body. Another one of its size with the same bytes around id and tensors is split
+    alike, which takes 0.3 µs to see and `split` 2."""
+
+    around: tuple[tuple[int, int, Buffer], ...]
+    """Start, end and bytes of each piece that is neither the id's text nor a tensor's contents."""
+    id: tuple[int, int] | None
+    """Start and end; None where there is none, or an empty one."""
+    raws: list[tuple[int, int]]
+
+    def request_id(self, body: Buffer) -> str | None:
+        """Of a body as large as the one that this was made from; None where it is laid out otherwise."""
+        for start, end, piece in self.around:
+            if body[start:end] != piece:
+                return None
+        if self.id is None:
+            return ""
+        start, end = self.id
+        try:
+            return str(body[start:end], "utf-8")
+        except ValueError:  # no UTF-8
+            return None
+
+
+def layout(body: Buffer, parts: Split) -> Layout:
+    """Of a body and what `split` made of it."""
+    _, request_id, raws = parts
+    holes = [(start, start + length) for start, length in raws]
+    found = _id_place(body) if request_id else None
+    if found is not None:
+        holes = sorted([*holes, found])
+    around = []
+    at = 0
+    for start, end in [*holes, (len(body), len(body))]:
+        if at < start:
+            around.append((at, start, bytes(body[at:start])))
+        at = end
+    return Layout(tuple(around), found, raws)
+
+
+def _id_place(body: Buffer) -> tuple[int, int]:
+    """Where the id's text stands in a body that `split` has found one in."""
+    at = 0
+    while True:
+        length, begin = _length(body, at + 1) if body[at + 1] > 127 else (body[at + 1], at + 2)
+        if body[at] == _ID_TAG:
+            return begin, begin + length
+        at = begin + length
+
+
 def _length(body: Buffer, at: int) -> tuple[int, int]:
     """A length of more than one byte, and where it ends. Raises ValueError where it has more bytes than it needs."""
     length = shift = 0
@@ -96,6 +149,7 @@ def _length(body: Buffer, at: int) -> tuple[int, int]:
     raise ValueError("no length as protobuf writes it")
 
 
+@lru_cache(maxsize=1024)
 def prefix(number: int, length: int) -> bytes:
     """What stands before the `length` bytes of a field."""
     written = bytearray((number << 3 | _DELIMITED,))

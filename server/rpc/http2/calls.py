@@ -5,15 +5,16 @@ All state belongs to the loop's thread; what handlers may call from elsewhere go
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 from server.errors import DeadlineExceeded, Internal, ResourceExhausted, ServerError, Unsupported
 from server.logs import log
 from server.rpc.call import Answer, Buffer, Call, Deferred, Metadata, OnMessage, Quick, Slow
 from server.rpc.http2 import framing
-from server.rpc.http2.framing import PREFIX
+from server.rpc.http2.framing import PREFIX_BYTES, unpack_prefix
 from server.rpc.http2.messages import Messages
 from server.rpc.http2.shared import Head
 from server.rpc.http2.timers import Timer
@@ -152,23 +153,23 @@ class BaseCall:
 class UnaryCall(BaseCall):
     """One message each way."""
 
-    __slots__ = ("_begun_ns", "_counted", "_whole")
+    __slots__ = ("_counted", "_whole")
 
     def __init__(self, connection: Connection, stream: int, head: Head) -> None:
         super().__init__(connection, stream, head)
-        self._whole: list[Buffer] | None = None
+        self._whole: Sequence[Buffer] = ()
         self._counted = False
 
     def receive(self, data: bytes, end: bool) -> None:
-        if end and self._messages is None and len(data) >= PREFIX.size:
-            flag, length = PREFIX.unpack_from(data)
-            if not flag and len(data) == PREFIX.size + length and length <= self._shared.limits.message_bytes:
-                self._start(data[PREFIX.size :])
+        if end and self._messages is None and len(data) >= PREFIX_BYTES:
+            flag, length = unpack_prefix(data)
+            if not flag and len(data) == PREFIX_BYTES + length and length <= self._shared.limits.message_bytes:
+                self._start(data[PREFIX_BYTES:])
                 return
         found = self._feed(data)
         if self.ended:
             return
-        self._whole = found if self._whole is None else self._whole + found
+        self._whole = [*self._whole, *found]
         if len(self._whole) > 1:
             self.fail(Unsupported("more than one message on a unary call"))
         elif end:
@@ -177,10 +178,10 @@ class UnaryCall(BaseCall):
             elif not self._whole:
                 self.fail(Unsupported("no message on a unary call"))
             else:
-                self._start(self._whole.pop())
+                self._start(self._whole[0])
 
     def complete(self, answer: Callable[[], Answer]) -> None:
-        if self._shared.on_loop:
+        if get_ident() == self._shared.thread:
             self._finish(answer)
         else:
             self._shared.post(partial(self._finish, answer))
@@ -245,7 +246,7 @@ class UnaryCall(BaseCall):
         self._connection.answer(self._stream, self._first(), framing.framed(result), trailers)
 
     def _close(self) -> None:
-        super()._close()
+        BaseCall._close(self)
         if self._counted:
             self._counted = False
             self._shared.in_flight -= 1

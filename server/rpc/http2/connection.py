@@ -9,6 +9,7 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Callable
+from typing import cast
 
 from server.errors import ServerError
 from server.logs import log
@@ -48,13 +49,12 @@ class Connection:
         self._on_interest = on_interest
         self._on_closed = on_closed
         self._unsent: memoryview | None = None
-        self._blocked = False
         self._outbox: dict[int, Outgoing] = {}  # by stream, what the library has not been given yet
         self._resets: list[int] = []
         """Streams to be reset once what ends them has gone out, if their client still sends."""
         self._owed = 0
         """Bytes of answers counted as buffered."""
-        self._ending = self._called = False
+        self._ending = self._called = self._blocked = False
         self._over = False
         """Whether the library is done with it, whatever it still holds."""
         self._left_ns: int | None = None
@@ -85,8 +85,7 @@ class Connection:
             except _WAIT:
                 return
             except OSError:
-                self.close()
-                return
+                size = 0
             if not size:
                 self.close()
                 return
@@ -181,7 +180,6 @@ class Connection:
         self._owe(-self._owed)
         for call in list(self.calls.values()):
             call.cancel()
-        self.calls.clear()
         self._on_closed(self)
         self._socket.close()
 
@@ -189,12 +187,14 @@ class Connection:
 
     def answer(self, stream: int, first: Headers | None, parts: tuple[Buffer, ...], trailers: Headers) -> None:
         """A whole answer and its status."""
-        self.send(stream, first, parts)
-        if (outgoing := self._outbox.get(stream)) is not None:
-            outgoing.trailers = trailers
+        try:
+            self._put(stream, first, parts)
+            if (outgoing := self._outbox.get(stream)) is not None:
+                outgoing.trailers = trailers
+            else:
+                self._http2.send_trailers(stream, trailers)
+        except library.Http2Error:  # the stream went in the same turn
             return
-        with contextlib.suppress(library.Http2Error):  # the stream went in the same turn
-            self._http2.send_trailers(stream, trailers)
 
     def begin(self, stream: int, first: Headers) -> None:
         """The answer's headers by themselves."""
@@ -203,21 +203,12 @@ class Connection:
 
     def send(self, stream: int, first: Headers | None, parts: tuple[Buffer, ...]) -> int:
         """One message; returns the bytes of the stream that wait to be taken by the client."""
-        http2 = self._http2
-        self.shared.touched[self] = None
-        self._pings.sent()
         try:
-            if first is not None:
-                http2.send_response(stream, first)
-            if len(parts) == 1 and not self._outbox:
-                http2.send_data(stream, parts[0])
-                self._owe(len(parts[0]))
-                return http2.queued_body_size(stream)
-        except library.Http2Error:
+            self._put(stream, first, parts)
+            queued = self._http2.queued_body_size(stream)
+        except library.Http2Error:  # as in `answer`
             return 0
-        outgoing = self._outbox.setdefault(stream, Outgoing())
-        self._owe(outgoing.add(parts))
-        return outgoing.size + http2.queued_body_size(stream)
+        return queued + outgoing.size if (outgoing := self._outbox.get(stream)) is not None else queued
 
     def end(self, stream: int, first: Headers | None, trailers: Headers) -> None:
         """A status, alone (`first` and it in one block) or behind what has been sent."""
@@ -243,11 +234,22 @@ class Connection:
 
     # --- inside ---
 
+    def _put(self, stream: int, first: Headers | None, parts: tuple[Buffer, ...]) -> None:
+        """A message on its way. Raises Http2Error where the stream has gone."""
+        self.shared.touched[self] = None
+        self._pings.sent()
+        if first is not None:
+            self._http2.send_response(stream, first)
+        if len(parts) == 1 and not self._outbox:
+            self._http2.send_data(stream, parts[0])
+            self._owe(len(parts[0]))
+        else:
+            self._owe(self._outbox.setdefault(stream, Outgoing()).add(parts))
+
     def _shake(self) -> bool:
         """Whether the TLS handshake is done."""
-        assert isinstance(self._socket, ssl.SSLSocket)
         try:
-            waits = handshake.step(self._socket)
+            waits = handshake.step(cast(ssl.SSLSocket, self._socket))
         except OSError as error:  # ssl.SSLError among them
             if log.is_verbose:
                 log.verbose("TLS handshake failed", reason=error)
@@ -360,9 +362,8 @@ class Connection:
         self._owed += size
         self.shared.buffered += size
 
-    def _top_up(self) -> None:
+    def _top_up(self, http2: library.Connection) -> None:
         """Give the library more of each large answer: a slice at a time, since it copies what it is given."""
-        http2 = self._http2
         for stream, outgoing in list(self._outbox.items()):
             try:
                 while outgoing.size and http2.queued_body_size(stream) < SLICE_BYTES:
@@ -379,7 +380,7 @@ class Connection:
             while True:
                 if self._unsent is None:
                     if self._outbox:
-                        self._top_up()
+                        self._top_up(self._http2)
                     data = self._http2.data_to_send(WRITE_BYTES)
                     if not data:
                         break

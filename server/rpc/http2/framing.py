@@ -20,6 +20,8 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 PREFIX = struct.Struct(">BI")
 """Whether a message is compressed, and its length."""
+PREFIX_BYTES = PREFIX.size
+unpack_prefix = PREFIX.unpack_from
 ENCODINGS = (b"gzip", b"deflate")
 ACCEPTED = b"identity,deflate,gzip"
 HEAD: Headers = ((b":status", b"200"), (b"content-type", b"application/grpc"))

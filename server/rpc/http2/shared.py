@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -85,10 +84,6 @@ class Shared:
                 mail.popleft()()
             except Exception as error:  # noqa: BLE001  one call must not end all
                 log.defect("an answer was lost", error)
-
-    @property
-    def on_loop(self) -> bool:
-        return threading.get_ident() == self.thread
 
     def reserve(self, size: int) -> bool:
         """Count `size` bytes against the limit of all that is buffered; False, and nothing counted, if beyond it."""

@@ -61,3 +61,26 @@ def test_the_table_is_bounded_whatever_shapes_clients_send() -> None:
 def test_the_allowance_grows_with_the_requests() -> None:
     assert allowance(0) == BASE_NS
     assert allowance(64) == BASE_NS + 64 * PER_REQUEST_NS
+
+
+def test_a_run_that_the_clock_finds_slow_is_measured_again_before_it_is_believed() -> None:
+    pace = Pace(steady=True)
+    assert pace.in_doubt, "nothing is known yet"
+    measure(pace, "g", 1, 50)
+    assert not pace.in_doubt
+    pace.measured("g", 1, 10 * allowance(1), exact=False)
+    assert pace.in_doubt
+    assert pace.expected("g", 1) == 50 * US, "a busy host is no slow model"
+    pace.measured("g", 1, 60 * US)
+    assert not pace.in_doubt
+    assert pace.has_quick
+    pace.measured("g", 1, 10 * allowance(1))
+    assert pace.in_doubt
+    assert not pace.has_quick, "a slow model is"
+
+
+def test_a_run_that_the_clock_finds_quick_counts() -> None:
+    pace = Pace(steady=True)
+    measure(pace, "g", 1, 50)
+    pace.measured("g", 1, 70 * US, exact=False)
+    assert pace.expected("g", 1) == 70 * US

@@ -329,13 +329,16 @@ def test_shared_memory_is_refused_clearly(where: str) -> None:
 
 def test_a_response_beyond_grpc_s_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "MAX_BYTES", 100)
-    response = Response((Tensor("y", FP32, np.zeros(100, np.float32)),))
+    response = Response((Tensor("y", FP32, np.zeros(codec.LARGE, np.float32)),))
     size = whole("m", 1, "id", response).ByteSize()
     text = f"Response has byte size {size} which exceeds gRPC's byte size limit 100."
     with pytest.raises(InvalidRequest, match=re.escape(text)):
         codec.encode("m", 1, "id", response)
     monkeypatch.setattr(codec, "MAX_BYTES", size)
-    assert len(codec.encode("m", 1, "id", response)) == size
+    assert sum(map(len, codec.encode("m", 1, "id", response))) == size
+    small = Response((Tensor("y", FP32, np.zeros(10, np.float32)),))
+    with pytest.raises(InvalidRequest, match="exceeds gRPC's byte size limit"):
+        codec.encode("m", 1, "i" * size, small)
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(-2, 1 << 62), max_size=4),

@@ -98,6 +98,20 @@ def test_other_bytes_under_a_known_head(models: Catalog, data: st.DataObject) ->
     assert ask(used, body) == ask(new_service(models), body)
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_body_like_a_known_one_but_for_some_bytes(models: Catalog, data: st.DataObject) -> None:
+    used = new_service(models)
+    body = b"".join(data.draw(accepted()))
+    for _ in range(3):  # read, recognised by its head, recognised as a whole
+        ask(used, body)
+    other = bytearray(body)
+    for at in data.draw(st.lists(st.integers(0, len(body) - 1), min_size=1, max_size=3)):
+        other[at] = data.draw(st.integers(0, 255))
+    assert ask(used, bytes(other)) == ask(new_service(models), bytes(other))
+    assert ask(used, body) == ask(new_service(models), body)
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.data())
 @pytest.mark.parametrize("name", MODELS)
@@ -173,9 +187,14 @@ def test_what_is_kept_is_bounded(models: Catalog) -> None:
         largest = max(largest, len(requests._templates))
     assert largest == TEMPLATES
     assert len(requests._templates) == 10
+    plain = piece(1, b"m") + X + RAW
+    for size in range(1, TEMPLATES + 12):
+        for _ in range(2):
+            requests.read(plain + piece(3, b"i" * size))
+    assert len(requests._known) == 11
     long = piece(1, b"m") + parameter("long", string_param="x" * HEAD_LIMIT) + X + RAW
     requests.read(long)
-    assert len(requests._templates) == 10
+    assert len(requests._templates) == 11
     assert not in_place(requests, long)
 
 

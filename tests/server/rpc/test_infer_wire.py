@@ -124,3 +124,35 @@ def test_parameters_belong_to_the_head() -> None:
 @given(st.integers(1, 15), st.integers(0, infer_wire.MAX_BYTES))
 def test_prefixes_are_protobuf_s(number: int, length: int) -> None:
     assert infer_wire.prefix(number, length) == bytes([number << 3 | 2]) + varint(length)
+
+
+@settings(max_examples=1000)
+@given(accepted(), st.data())
+def test_a_body_that_fits_a_layout_is_split_alike(pieces: list[bytes], data: st.DataObject) -> None:
+    body = b"".join(pieces)
+    parts = split(body)
+    assert parts is not None
+    layout = infer_wire.layout(body, parts)
+    assert layout.request_id(body) == parts[1]
+    other = bytearray(body)
+    for at in data.draw(st.lists(st.integers(0, len(body) - 1), max_size=3)):
+        other[at] = data.draw(st.integers(0, 255))
+    for form in (bytes(other), memoryview(b"0123456" + other)[7:]):
+        request_id = layout.request_id(form)
+        if request_id is not None:
+            assert split(form) == (parts[0], request_id, layout.raws)
+        elif split(form) is not None:
+            assert bytes(other) != body
+
+
+def test_a_layout_lets_ids_and_tensors_differ_and_nothing_else() -> None:
+    def body(name: bytes, text: bytes, raw: bytes) -> bytes:
+        return piece(1, name) + piece(3, text) + tensor("x", "FP32", [4]) + piece(7, raw)
+
+    first = body(b"m", b"one", bytes(16))
+    parts = split(first)
+    assert parts is not None
+    layout = infer_wire.layout(first, parts)
+    assert layout.request_id(body(b"m", b"two", b"0123456789abcdef")) == "two"
+    assert layout.request_id(body(b"n", b"two", bytes(16))) is None
+    assert layout.request_id(body(b"m", b"\xff\xfe\xfd", bytes(16))) is None, "an id that is no text"
