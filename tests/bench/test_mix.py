@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protos.wire import service
-from tests.bench import mix
+from tests.bench import mix, texts
 from tests.bench.mix_client import framed, unframed
 
 
@@ -37,11 +39,22 @@ def test_arrival_order_wastes_what_neighbours_are_shorter_than_the_longest(
     assert mix.arrival_waste(lengths, rows) == waste
 
 
-def test_the_mix_is_always_the_same() -> None:
+@pytest.mark.parametrize(("kind", "count"), [("titles", 1_682), ("sentences", 23_703)])
+def test_a_mix_is_always_the_same(kind: str, count: int) -> None:
     try:
-        first, again = mix.texts(), mix.texts()
-    except mix.minilm.RecipeError as error:
+        first, again = texts.shuffled(kind), texts.shuffled(kind)
+    except texts.Missing as error:
         pytest.skip(str(error))
     assert first == again
-    assert len(first) == 23_703
+    assert len(first) == count
     assert len({text.strip() == text for text in first}) == 1
+
+
+def test_a_data_package_that_is_another_one_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = tmp_path / "recbole.whl"
+    monkeypatch.setattr(texts, "WHEEL", wheel)
+    with pytest.raises(texts.Missing, match="is missing: run `make install`"):
+        texts.titles()
+    wheel.write_bytes(b"something else")
+    with pytest.raises(texts.Missing, match="SHA-256 is"):
+        texts.titles()
