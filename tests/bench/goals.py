@@ -62,8 +62,10 @@ def _of_rounds(
 
 def tail(case: str) -> Compute:
     def compute(figures: Sequence[Figure]) -> float | None:
-        pair = [pick(figures, bench="first-hit", case=case, metric=metric) for metric in (P999, P50)]
-        return None if pair[0] is None or pair[1] is None else pair[0].median / pair[1].median
+        pair = [pick(figures, bench="first-hit", subject="ours", case=case, metric=metric) for metric in (P999, P50)]
+        if pair[0] is None or pair[1] is None:
+            return None
+        return statistics.median(map(truediv, pair[0].values, pair[1].values))
 
     return compute
 

@@ -19,7 +19,7 @@ from tests.bench import figures, goals
 from tests.bench.figures import BANDWIDTH, CPU, MEMORY, P50, P99, P999, RATE, ROWS, Figure, number, pick
 from tests.bench.pictures import bars_by_load, stages_by_level
 from tests.bench.stages import STAGES
-from tests.bench.suite import growth, identity, peers
+from tests.bench.suite import first_hit, growth, identity, peers
 from tests.bench.suite.plan import in_flight
 from tests.children import ROOT
 
@@ -144,9 +144,10 @@ def bandwidth(found: Sequence[Figure]) -> str:
 def firsts(found: Sequence[Figure]) -> str:
     rows = []
     for case in dict.fromkeys(f.case for f in found if f.bench == "first-hit"):
-        pair = [pick(found, bench="first-hit", case=case, metric=metric) for metric in (P50, P999)]
-        rows.append([case, cell(pair[0]), cell(pair[1], pair[0])])
-    return grid(["the first 1,000 requests", P50, P999], rows)
+        for who, which in ((OURS, "the first 1,000"), (first_hit.NEXT, first_hit.NEXT)):
+            pair = [pick(found, bench="first-hit", subject=who, case=case, metric=metric) for metric in (P50, P999)]
+            rows.append([case, which, cell(pair[0]), cell(pair[1], pair[0])])
+    return grid(["", "requests", P50, P999], rows)
 
 
 def many_models(found: Sequence[Figure]) -> str:
