@@ -126,15 +126,15 @@ def test_padding_is_counted_and_shows_in_no_answer(tmp_path: Path) -> None:
     sheet = Sheet()
     model.submit(request(9.0, width=7), sheet)
     assert session.gate.arrived(1)
-    requests = [request(1.0, width=3), request(2.0, width=5), request(3.0, width=4)]
+    requests = [request(1.0, width=2), request(2.0, width=4), request(3.0, width=3)]
     for made in requests:
         model.submit(made, sheet)
     session.gate.open()
     sheet.wait(4)
-    assert [ran.shapes["x"] for ran in session.ran] == [(1, 7), (3, 5)]
-    assert [sheet.values(made) for made in requests] == [[[1.0] * 3], [[2.0] * 5], [[3.0] * 4]]
+    assert [ran.shapes["x"] for ran in session.ran] == [(1, 7), (3, 4)]
+    assert [sheet.values(made) for made in requests] == [[[1.0] * 2], [[2.0] * 4], [[3.0] * 3]]
     got = model.statistics()
-    assert (got.padding_elements, got.padding_computed) == (2 + 0 + 1, 7 + 3 * 5)
+    assert (got.padding_elements, got.padding_computed) == (2 + 0 + 1, 7 + 3 * 4)
     model.close()
 
 
