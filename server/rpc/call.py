@@ -110,3 +110,20 @@ class Refused:
 Route = Quick | Slow | Deferred | Stream | Refused
 Routes = dict[str, Route]
 """By path, exactly as spelled; any other path is UNIMPLEMENTED."""
+
+
+class Ends(Protocol):
+    def end(self) -> None: ...
+
+
+class Handlers(Protocol):
+    """What a transport needs of a `Service`, which says what each of these is."""
+
+    @property
+    def health(self) -> Ends: ...
+
+    def routes(self) -> Routes: ...
+
+    def release(self) -> None: ...
+
+    def begin_drain(self) -> None: ...

@@ -7,25 +7,7 @@ from typing import Protocol
 
 from server.grpc_settings import GrpcSettings
 from server.logs import log
-from server.rpc.call import Routes
 from server.rpc.service import Service
-
-
-class Ends(Protocol):
-    def end(self) -> None: ...
-
-
-class Handlers(Protocol):
-    """What a transport needs of a `Service`, which says what each of these is."""
-
-    @property
-    def health(self) -> Ends: ...
-
-    def routes(self) -> Routes: ...
-
-    def release(self) -> None: ...
-
-    def begin_drain(self) -> None: ...
 
 
 class Transport(Protocol):

@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from server.logs import log
+from server.rpc.call import Handlers
 from server.rpc.fronts import process
 from server.rpc.fronts.acceptor import Acceptor
 from server.rpc.fronts.link import Gone, Kind
@@ -28,9 +28,6 @@ from server.rpc.http2 import listen
 from server.rpc.http2.transport import most_connections
 from server.rpc.limits import MIB, Limits
 from server.rpc.tls import Tls
-
-if TYPE_CHECKING:
-    from server.rpc.transport import Handlers
 
 START_SECS = 60.0
 FIRST_PAUSE_SECS = 0.1

@@ -14,18 +14,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from select import EPOLLIN, EPOLLOUT, epoll
-from typing import TYPE_CHECKING
 
 from server.logs import log
+from server.rpc.call import Handlers
 from server.rpc.http2 import library, listen
 from server.rpc.http2.connection import Connection
 from server.rpc.http2.shared import Shared
 from server.rpc.http2.timers import Timer
 from server.rpc.limits import Limits
 from server.rpc.tls import Tls
-
-if TYPE_CHECKING:
-    from server.rpc.transport import Handlers
 
 SWEEP_NS = 10**9
 PAUSE_NS = 10**9

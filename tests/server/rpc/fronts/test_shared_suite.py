@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from server.rpc.call import Handlers
 from server.rpc.fronts.transport import FrontsTransport
 from server.rpc.http2 import Http2Transport
 from server.rpc.limits import Limits
 from server.rpc.tls import Tls
-from server.rpc.transport import Handlers
 from tests.server.rpc import transports
 from tests.server.rpc.fronts.conftest import FRONTS
 from tests.server.rpc.test_conformance import *  # noqa: F403
